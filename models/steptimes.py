@@ -1,0 +1,127 @@
+"""Iteration times of deployments on dense grids, interpolated.
+
+One engine iteration either prefills prompts or advances every running sequence by a token. A profile holds the time of
+such iterations at grid points; this module stacks the profiles of many deployments into arrays and reads between the points.
+Decode times are interpolated linearly in batch and in context, the variables in which memory traffic is linear; prefill
+times linearly in tokens. Both keep the monotonicity of the grid. Beyond the grid the last segment is prolonged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.core.errors import StoreError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Step times in seconds of D deployments.
+
+    Attributes
+    ----------
+    prefill_tokens : (P,)
+        Prompt tokens of an iteration that prefills one sequence.
+    prefill_s : (D, P)
+        Its time.
+    batches : (B,), contexts : (C,)
+        Sequences of a decode iteration, and KV-cache tokens of each.
+    decode_s : (D, B, C)
+        Its time.
+    """
+
+    prefill_tokens: Floats
+    prefill_s: Floats
+    batches: Floats
+    contexts: Floats
+    decode_s: Floats
+
+    @classmethod
+    def from_points(
+        cls,
+        deployments: int,
+        prefill: tuple[Ints, Floats, Floats],
+        decode: tuple[Ints, Floats, Floats, Floats],
+        names: Sequence[str],
+    ) -> StepTimes:
+        """Stack measured points into grids.
+
+        Parameters
+        ----------
+        deployments
+            D.
+        prefill
+            Deployment index, prompt tokens and time of each prefill point of batch 1.
+        decode
+            Deployment index, batch, context and time of each decode point.
+        names : (D,)
+            For messages.
+
+        Raises
+        ------
+        StoreError
+            When a deployment has no prefill or no decode point.
+
+        Notes
+        -----
+        Points that a profile lacks (a batch whose KV cache did not fit) are filled by prolonging the deployment's own
+        times, first over contexts, then over batches.
+        """
+        index, tokens, times = prefill
+        prefill_axis, column = np.unique(tokens, return_inverse=True)
+        prefill_s = np.full((deployments, len(prefill_axis)), np.nan)
+        prefill_s[index, column] = times
+        _require_points(prefill_s, names, "prefill (batch 1)")
+
+        index, batch, context, times = decode
+        batch_axis, row = np.unique(batch, return_inverse=True)
+        context_axis, column = np.unique(context, return_inverse=True)
+        decode_s = np.full((deployments, len(batch_axis), len(context_axis)), np.nan)
+        decode_s[index, row, column] = times
+        _require_points(decode_s, names, "decode")
+        decode_s = _fill(decode_s, context_axis)
+        decode_s = np.swapaxes(_fill(np.swapaxes(decode_s, 1, 2), batch_axis), 1, 2)
+        return cls(prefill_axis, _fill(prefill_s, prefill_axis), batch_axis, context_axis, decode_s)
+
+    def prefill(self, tokens: Floats) -> Floats:
+        """Return the prefill time, (D, J) seconds, of prompts of `tokens` (J,)."""
+        return _lerp(self.prefill_tokens, self.prefill_s, np.asarray(tokens, dtype=float))
+
+    def decode_by_batch(self, context: float) -> Floats:
+        """Return the decode time, (D, B) seconds, at every batch of the grid for sequences of `context` tokens."""
+        return _lerp(self.contexts, self.decode_s, np.array([context]))[..., 0]
+
+
+def _require_points(grid: Floats, names: Sequence[str], what: str) -> None:
+    empty = np.isnan(grid).reshape(len(grid), -1).all(axis=1)
+    if empty.any():
+        raise StoreError(f"the profile of {names[int(np.flatnonzero(empty)[0])]} has no {what} row with status ok")
+
+
+def _lerp(axis: Floats, values: Floats, at: Floats) -> Floats:
+    """Interpolate `values` (..., A) over `axis` (A,) at `at` (J,), prolonging the end segments; never below 0."""
+    if len(axis) == 1:
+        return np.repeat(values, len(at), axis=-1)
+    left = np.clip(np.searchsorted(axis, at) - 1, 0, len(axis) - 2)
+    share = (at - axis[left]) / (axis[left + 1] - axis[left])
+    # Below the grid a launch-bound iteration does not get cheaper: the first value holds.
+    share = np.maximum(share, 0.0)
+    result: Floats = values[..., left] * (1 - share) + values[..., left + 1] * share
+    return result
+
+
+def _fill(grid: Floats, axis: Floats) -> Floats:
+    """Replace NaNs along the last axis of `grid` by interpolation, prolonging the last known segment."""
+    lanes = grid.reshape(-1, grid.shape[-1]).copy()
+    for lane in lanes[np.isnan(lanes).any(axis=1)]:
+        known = np.flatnonzero(~np.isnan(lane))
+        missing = np.flatnonzero(np.isnan(lane))
+        if len(known):
+            lane[missing] = _lerp(axis[known], lane[known], axis[missing])
+    return lanes.reshape(grid.shape)

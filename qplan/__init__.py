@@ -1,0 +1,3 @@
+"""qplan: measure, model and plan the serving of quantized large language models."""
+
+__version__ = "0.1.0"

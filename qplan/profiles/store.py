@@ -1,0 +1,389 @@
+"""The profile store: observations in a SQLite file, or in PostgreSQL by URL.
+
+A row's key is a digest of what was observed (:func:`qplan.profiles.observations.identities`), so writing the same
+observations twice changes nothing. One writer at a time, readers never wait; each write is one transaction, so a
+process that dies in the middle of one leaves nothing of it.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qplan.core.errors import InputError, StoreError
+from qplan.profiles.observations import (
+    SUMMED_COLUMNS,
+    Group,
+    check_columns,
+    conform,
+    contents,
+    identities,
+    summarize,
+)
+from qplan.profiles.schema import SCHEMA_VERSION, arrow_schema, columns, names, sql_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from types import TracebackType
+
+    import pyarrow as pa
+    import sqlalchemy as sa
+
+DEFAULT_STORE = "qplan.db"
+LOCK_TIMEOUT_S = 30.0
+
+_CHUNK_ROWS = 2_000
+_LOCK_KEY = 0x71706C616E  # "qplan": the advisory lock under which PostgreSQL tables are made
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What a write did, in observations."""
+
+    new: int
+    unchanged: int
+    replaced: int
+
+
+class ProfileStore:
+    """A store of observations; a context manager that closes its connections.
+
+    Parameters
+    ----------
+    url
+        Path of a SQLite file, or a SQLAlchemy URL: ``sqlite:///profiles.db``, ``postgresql://user@host/db``.
+    lock_timeout_s
+        How long a write waits for another process that writes.
+
+    Notes
+    -----
+    Nothing is opened until the first call. Reading never makes a store; the first :meth:`add` does. An older
+    store gains the columns it lacks when it is first used; one that a newer qplan wrote is refused. Every method
+    raises :class:`StoreError` when the store cannot be reached, read or written.
+    """
+
+    def __init__(self, url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        self.url = url if "://" in url else f"sqlite:///{url}"
+        self.lock_timeout_s = lock_timeout_s
+        self._engine: sa.Engine | None = None
+        self._ready = False
+
+    def __enter__(self) -> ProfileStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection; the store can be used again."""
+        if self._engine is not None:
+            self._engine.dispose()
+        self._engine, self._ready = None, False
+
+    def add(
+        self,
+        table: pa.Table,
+        *,
+        source: str = "observations",
+        replace: bool = False,
+        progress: Callable[[int], object] | None = None,
+    ) -> Added:
+        """Write observations: all of them or, on any error, none.
+
+        Parameters
+        ----------
+        table
+            Observations; validated first.
+        source
+            Where they come from, for error messages.
+        replace
+            Whether an observation whose measurements differ from those kept under the same identity replaces
+            them. Else it is refused.
+        progress
+            Called with the number of rows written since the last call.
+
+        Raises
+        ------
+        InputError
+            The table breaks the schema, holds one identity with two different measurements, or differs from
+            what the store keeps and `replace` is false.
+        """
+        table = conform(table, source)
+        rows = _keyed(table, source)
+        with self._transaction(write=True) as connection:
+            kept = self._kept(connection, list(rows))
+            new = [row for key, row in rows.items() if key not in kept]
+            changed = [row for key, row in rows.items() if key in kept and kept[key] != row["content"]]
+            if changed and not replace:
+                raise InputError(
+                    f"{source}: {len(changed)} of {len(rows)} observations differ from what {self} keeps under the "
+                    f"same identity, the first {_described(changed[0])}; nothing was written: --replace overwrites "
+                    "them, another 'repeat' number keeps both"
+                )
+            self._write(connection, new, changed, progress)
+        return Added(new=len(new), unchanged=len(rows) - len(new) - len(changed), replaced=len(changed))
+
+    def read(self, wanted: Sequence[str] | None = None, **only: str | Collection[str | int]) -> pa.Table:
+        """Return observations, in a fixed order.
+
+        Parameters
+        ----------
+        wanted
+            Columns to return; all of them by default.
+        only
+            Column names with the value, or values, that a row must have: ``model="Llama-2-7B"``,
+            ``phase=("prefill", "decode")``.
+
+        Raises
+        ------
+        InputError
+            A column name is unknown.
+        """
+        import pyarrow as pa
+        import sqlalchemy as sa
+
+        chosen = names() if wanted is None else tuple(wanted)
+        check_columns([*chosen, *only])
+        kept = _observations()
+        query = sa.select(*(kept.c[name] for name in chosen)).order_by(kept.c.id)
+        for name, values in only.items():
+            query = query.where(kept.c[name].in_([values] if isinstance(values, str) else list(values)))
+        with self._transaction(write=False) as connection:
+            rows = connection.execute(query).all()
+        schema = pa.schema([arrow_schema().field(name) for name in chosen])
+        by_column = zip(*rows, strict=True) if rows else ((),) * len(chosen)
+        return pa.table([pa.array(v, f.type) for v, f in zip(by_column, schema, strict=True)], schema=schema)
+
+    def summary(self) -> tuple[Group, ...]:
+        """Count the observations by deployment, engine, phase and provenance."""
+        return summarize(self.read(SUMMED_COLUMNS))
+
+    def __str__(self) -> str:
+        """Print the URL without its password, or the path of a SQLite file."""
+        import sqlalchemy as sa
+
+        try:
+            url = sa.make_url(self.url)
+        except sa.exc.ArgumentError:
+            return "the store"
+        if url.get_backend_name() == "sqlite" and url.database:
+            return url.database
+        return url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[sa.Connection]:
+        """Open the store if need be and hold a transaction on it; map every database error to one line."""
+        import sqlalchemy as sa
+
+        try:
+            if self._engine is None:
+                self._engine = self._connect()
+            if not self._ready:
+                self._prepare(self._engine, write=write)
+                self._ready = True
+            with self._engine.execution_options(qplan_write=write).begin() as connection:
+                if write and connection.dialect.name == "postgresql":
+                    connection.exec_driver_sql("LOCK TABLE observations IN SHARE ROW EXCLUSIVE MODE")
+                yield connection
+        except sa.exc.ArgumentError:
+            raise StoreError(f"{self.url!r} is not a path or a database URL such as postgresql://…") from None
+        except sa.exc.SQLAlchemyError as error:
+            raise StoreError(f"{self}: {self._explained(error)}") from None
+
+    def _connect(self) -> sa.Engine:
+        """Make the engine; connects to nothing yet."""
+        import sqlalchemy as sa
+
+        url = sa.make_url(self.url)
+        backend = url.get_backend_name()
+        if backend not in ("sqlite", "postgresql"):
+            raise StoreError(
+                f"{self}: no store of kind '{backend}'; expected a SQLite file or postgresql://…"
+            )
+        if backend == "postgresql" and url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        settings = {"timeout": self.lock_timeout_s} if backend == "sqlite" else {"connect_timeout": 10}
+        try:
+            engine = sa.create_engine(url, connect_args=settings)
+        except ImportError as error:
+            raise StoreError(
+                f"{self}: needs the driver '{error.name}': pip install 'qplan[postgres]'"
+            ) from None
+        if backend == "sqlite":
+            sa.event.listen(engine, "connect", _sqlite_connected)
+            sa.event.listen(engine, "begin", _sqlite_begun)
+        else:
+            sa.event.listen(engine, "begin", self._postgresql_begun)
+        return engine
+
+    def _prepare(self, engine: sa.Engine, *, write: bool) -> None:
+        """Make the tables of a new store, add the columns that an older one lacks, refuse a newer one."""
+        import sqlalchemy as sa
+
+        database = engine.url.database
+        if engine.dialect.name == "sqlite" and not write and database and "mode=" not in str(engine.url):
+            if not Path(database).is_file():
+                raise StoreError(f"no profile store at {database}; `qplan profiles import` makes one")
+        with engine.connect() as connection:
+            state = _state(connection)
+        if state == (SCHEMA_VERSION, ()):
+            return
+        if state is None and not write:
+            raise StoreError(f"{self} holds no profiles; `qplan profiles import` puts some there")
+        with engine.execution_options(qplan_write=True).begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
+            state = _state(connection)  # again, now that no other process can be at it
+            if state is None:
+                _observations().metadata.create_all(connection)
+                connection.execute(
+                    sa.insert(_meta()), {"key": "schema_version", "value": str(SCHEMA_VERSION)}
+                )
+            elif state[0] > SCHEMA_VERSION:
+                raise StoreError(
+                    f"{self}: schema version {state[0]} is newer than this qplan's {SCHEMA_VERSION}; upgrade qplan"
+                )
+            else:
+                _migrate(connection, state[1])
+
+    def _kept(self, connection: sa.Connection, keys: list[str]) -> dict[str, str]:
+        """Return the content digest of those keys that the store has."""
+        import sqlalchemy as sa
+
+        kept = _observations()
+        found: dict[str, str] = {}
+        for start in range(0, len(keys), _CHUNK_ROWS):
+            chunk = keys[start : start + _CHUNK_ROWS]
+            query = sa.select(kept.c.id, kept.c.content).where(kept.c.id.in_(chunk))
+            found.update(connection.execute(query).tuples())
+        return found
+
+    def _write(
+        self,
+        connection: sa.Connection,
+        new: list[dict[str, Any]],
+        changed: list[dict[str, Any]],
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        """Delete the rows that change, then insert in chunks."""
+        import sqlalchemy as sa
+
+        kept = _observations()
+        if changed:
+            connection.execute(
+                sa.delete(kept).where(kept.c.id == sa.bindparam("key")),
+                [{"key": row["id"]} for row in changed],
+            )
+        rows = new + changed
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            chunk = rows[start : start + _CHUNK_ROWS]
+            connection.execute(sa.insert(kept), chunk)
+            if progress is not None:
+                progress(len(chunk))
+
+    def _explained(self, error: sa.exc.SQLAlchemyError) -> str:
+        """Say in one line what a database error means to a user."""
+        text = " ".join(str(getattr(error, "orig", None) or error).split())
+        for sign, meaning in (
+            ("database is locked", f"locked by another process for more than {self.lock_timeout_s:g} s"),
+            ("lock timeout", f"locked by another process for more than {self.lock_timeout_s:g} s"),
+            ("file is not a database", "not a profile store (the file is not a SQLite database)"),
+            ("readonly database", "the file is read-only"),
+            (
+                "unable to open database file",
+                "cannot open or make the file; is the folder there and writable?",
+            ),
+            ("database disk image is malformed", "the file is damaged"),
+        ):
+            if sign in text:
+                return meaning
+        return text
+
+    def _postgresql_begun(self, connection: sa.Connection) -> None:
+        """Bound the wait for another writer."""
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.lock_timeout_s * 1000)}")
+
+
+def _observations() -> sa.Table:
+    import sqlalchemy as sa
+
+    return sa.Table(
+        "observations",
+        sa.MetaData(),
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("content", sa.String(64), nullable=False),
+        *sql_columns(),
+    )
+
+
+def _meta() -> sa.Table:
+    import sqlalchemy as sa
+
+    return sa.Table(
+        "qplan_meta",
+        sa.MetaData(),
+        sa.Column("key", sa.Text, primary_key=True),
+        sa.Column("value", sa.Text, nullable=False),
+    )
+
+
+def _state(connection: sa.Connection) -> tuple[int, tuple[str, ...]] | None:
+    """Return a store's schema version and the columns it lacks; ``None`` before it is made."""
+    import sqlalchemy as sa
+
+    inspector = sa.inspect(connection)
+    if not inspector.has_table("qplan_meta"):
+        return None
+    meta = _meta()
+    version = connection.scalar(sa.select(meta.c.value).where(meta.c.key == "schema_version"))
+    there = {column["name"] for column in inspector.get_columns("observations")}
+    return int(version or 0), tuple(column.name for column in columns() if column.name not in there)
+
+
+def _migrate(connection: sa.Connection, lacking: tuple[str, ...]) -> None:
+    """Add the columns that an older store lacks; nothing is known of them there, so they are null."""
+    import sqlalchemy as sa
+
+    kept, meta = _observations(), _meta()
+    for name in lacking:
+        kind = kept.c[name].type.compile(connection.dialect)
+        connection.exec_driver_sql(f'ALTER TABLE observations ADD COLUMN "{name}" {kind}')
+    connection.execute(
+        sa.update(meta).where(meta.c.key == "schema_version").values(value=str(SCHEMA_VERSION))
+    )
+
+
+def _keyed(table: pa.Table, source: str) -> dict[str, dict[str, Any]]:
+    """Return rows ready to insert, by identity; exact repetitions collapse."""
+    rows: dict[str, dict[str, Any]] = {}
+    ids, digests = identities(table), contents(table)
+    for number, (key, content, row) in enumerate(zip(ids, digests, table.to_pylist(), strict=True), start=1):
+        if rows.setdefault(key, {"id": key, "content": content, **row})["content"] != content:
+            raise InputError(
+                f"{source}: row {number} ({_described(row)}) has the identity of an earlier row but other "
+                "measurements; number repetitions in the column 'repeat'"
+            )
+    return rows
+
+
+def _described(row: dict[str, Any]) -> str:
+    """Name an observation by the identity columns it has, but the engine."""
+    known = (c.name for c in columns() if c.identity and row[c.name] is not None)
+    return ", ".join(f"{name}={row[name]}" for name in known if not name.startswith("engine"))
+
+
+def _sqlite_connected(connection: Any, _record: object) -> None:
+    """Take transactions into our own hands, and let readers work while one process writes."""
+    connection.isolation_level = None
+    if not connection.execute("PRAGMA query_only").fetchone()[0]:
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _sqlite_begun(connection: sa.Connection) -> None:
+    """Take SQLite's write lock at once where a write follows, so that what was read stays true."""
+    writes = connection.get_execution_options().get("qplan_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

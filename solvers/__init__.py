@@ -1,0 +1,1 @@
+"""Decisions: how many replicas, which replica, which setting to measure next."""

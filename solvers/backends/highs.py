@@ -1,0 +1,97 @@
+"""HiGHS through its own Python binding: the program is handed over as arrays."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qplan.core.errors import InputError
+from qplan.solvers.backends.contract import MatrixProgram, Solution, Status, conclude
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import highspy
+
+
+class HighsBackend:
+    """The default backend."""
+
+    name = "highs"
+
+    def __init__(self, variant: str = "") -> None:
+        if variant:
+            raise InputError(f"solver 'highs' has no variant '{variant}'; write 'highs'")
+
+    @classmethod
+    def installed(cls) -> Sequence[str]:
+        """Return ``["highs"]`` where highspy can be imported."""
+        try:
+            import highspy  # noqa: F401
+        except ImportError:
+            return []
+        return [cls.name]
+
+    def solve(self, program: MatrixProgram, *, time_limit_s: float, mip_gap: float) -> Solution:
+        """Minimise `program`; see :class:`~qplan.solvers.backends.contract.SolverBackend`."""
+        import highspy
+
+        start = time.perf_counter()
+        highs = highspy.Highs()
+        highs.setOptionValue("output_flag", False)
+        highs.setOptionValue("time_limit", float(time_limit_s))
+        highs.setOptionValue("mip_rel_gap", float(mip_gap))
+        _pass_model(highs, program)
+        highs.run()
+
+        kinds = highspy.HighsModelStatus
+        found = highs.getModelStatus()
+        if found == kinds.kUnboundedOrInfeasible:
+            # Presolve proves "one of the two". Without it the simplex tells them apart.
+            highs.setOptionValue("presolve", "off")
+            highs.run()
+            found = highs.getModelStatus()
+        info = highs.getInfo()
+        is_mip = bool(program.integer.any())
+        claim: Status = "no-solution"
+        if found == kinds.kOptimal:
+            claim = "optimal"
+        elif found == kinds.kInfeasible:
+            claim = "infeasible"
+        elif found == kinds.kUnbounded:
+            claim = "unbounded"
+        elif info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
+            claim = "feasible"
+        return conclude(
+            program,
+            claim,
+            values=highs.getSolution().col_value,
+            bound=info.mip_dual_bound if is_mip else None,
+            seconds=time.perf_counter() - start,
+        )
+
+
+def _pass_model(highs: highspy.Highs, program: MatrixProgram) -> None:
+    import highspy
+
+    status = highs.passModel(
+        len(program.cost),
+        len(program.row_lower),
+        len(program.data),
+        highspy.MatrixFormat.kRowwise.value,
+        int(highspy.ObjSense.kMinimize),
+        0.0,
+        program.cost,
+        program.lower,
+        program.upper,
+        program.row_lower,
+        program.row_upper,
+        program.indptr,
+        program.indices,
+        program.data,
+        program.integer.astype(np.int32),
+    )
+    if status == highspy.HighsStatus.kError:
+        raise ValueError("HiGHS rejects the matrix program")

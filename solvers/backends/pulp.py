@@ -1,0 +1,222 @@
+"""Any solver that PuLP knows: ``pulp:cbc``, ``pulp:highs``, ``pulp:gurobi_cmd`` and so on.
+
+PuLP 3 and PuLP 4 report differently, and neither is taken at its word. PuLP 3 calls some runs that a time limit
+ended optimal. PuLP 4 leaves CBC's fractional values in the variables when no integer solution was found. So the
+values are checked against the program, the bound is read where the solver itself states it (HiGHS's model object,
+CBC's log, PuLP 4's statistics), and a verdict is believed only if it came before the time limit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qplan.core.errors import InputError, nearest
+from qplan.solvers.backends.contract import MatrixProgram, Solution, Status, conclude
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pulp
+
+#: Short names, and what PuLP calls the solver: the first that is installed is taken.
+_SHORT = {"cbc": ("PULP_CBC_CMD", "COIN_CMD"), "highs": ("HiGHS", "HiGHS_CMD")}
+
+#: CBC's own figure with eight digits, printed when a limit ends the search.
+_CBC_BEST_POSSIBLE = re.compile(r"^Cbc0005I .*\(best possible (\S+?)\)", re.MULTILINE)
+#: The same in CBC's summary, rounded to three decimals (CBC 2.10) or six digits (later).
+_CBC_LOWER_BOUND = re.compile(r"^Lower bound:\s+(\S+)", re.MULTILINE)
+
+
+class PulpBackend:
+    """A solver behind PuLP.
+
+    Parameters
+    ----------
+    variant
+        ``cbc``, ``highs``, or any name that PuLP lists, in any case.
+
+    Raises
+    ------
+    InputError
+        If PuLP or the solver is not installed.
+    """
+
+    def __init__(self, variant: str) -> None:
+        available = _available()
+        wanted = _SHORT.get(variant.casefold(), (variant,))
+        by_fold = {name.casefold(): name for name in available}
+        found = [by_fold[name.casefold()] for name in wanted if name.casefold() in by_fold]
+        if not found:
+            here = self.installed()
+            choices = ", ".join(here) or "none (pip install 'qplan[pulp]')"
+            raise InputError(
+                f"solver 'pulp:{variant}' is not installed; PuLP's solvers here: {choices}"
+                + nearest(f"pulp:{variant}", here)
+            )
+        self.name = f"pulp:{variant.casefold()}"
+        self._solver_name = found[0]
+
+    @classmethod
+    def installed(cls) -> Sequence[str]:
+        """Return a name for each solver that PuLP can run here."""
+        available = _available()
+        short = [name for name, known in _SHORT.items() if any(solver in available for solver in known)]
+        covered = {solver for known in _SHORT.values() for solver in known}
+        return [f"pulp:{name}" for name in [*short, *(s.casefold() for s in available if s not in covered)]]
+
+    def solve(self, program: MatrixProgram, *, time_limit_s: float, mip_gap: float) -> Solution:
+        """Minimise `program`; see :class:`~qplan.solvers.backends.contract.SolverBackend`."""
+        import pulp
+
+        start = time.perf_counter()
+        problem, variables = _build(program)
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="qplan-") as folder:
+            warnings.simplefilter("ignore", DeprecationWarning)  # PuLP 3 announces PuLP 4 at every turn
+            log = Path(folder) / "solver.log"
+            solver = self._open(time_limit_s, mip_gap, log)
+            run = time.perf_counter()
+            try:
+                outcome = solver.solve(problem)
+            except pulp.PulpSolverError as error:
+                raise InputError(f"solver '{self.name}' failed: {error}") from error
+            timed_out = time.perf_counter() - run >= time_limit_s
+            log_text = log.read_text(errors="replace") if log.is_file() else ""
+
+        claim, bound = _verdict(problem, outcome)
+        if program.integer.any():
+            bound = _cbc_bound(log_text) if bound is None else bound
+        else:
+            bound = None
+        if timed_out and claim != "feasible":
+            claim = "feasible"
+        if claim == "infeasible" and not program.bounded:
+            # Solvers say infeasible for "infeasible or unbounded". Without an objective only the first remains.
+            anywhere = self.solve(
+                replace(program, cost=np.zeros_like(program.cost)), time_limit_s=time_limit_s, mip_gap=mip_gap
+            )
+            if anywhere.status != "infeasible":
+                claim = "unbounded" if anywhere.values is not None else "no-solution"
+        values = [_value(variable, lower, upper) for variable, lower, upper in zip(
+            variables, program.lower.tolist(), program.upper.tolist(), strict=True
+        )]
+        return conclude(program, claim, values=values, bound=bound, seconds=time.perf_counter() - start)
+
+    def _open(self, time_limit_s: float, mip_gap: float, log: Path) -> pulp.LpSolver:
+        import pulp
+
+        asked: dict[str, Any] = {"msg": False, "gapRel": mip_gap}
+        if math.isfinite(time_limit_s):
+            asked["timeLimit"] = time_limit_s
+        if self._solver_name in _SHORT["cbc"]:
+            asked["logPath"] = str(log)
+        # Not every solver of PuLP takes every option.
+        taken = inspect.signature(type(pulp.getSolver(self._solver_name, msg=False))).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        return pulp.getSolver(self._solver_name, **{k: v for k, v in asked.items() if open_ended or k in taken})
+
+
+def _available() -> list[str]:
+    """Names of the solvers that PuLP can run here; none if PuLP is not installed."""
+    try:
+        import pulp
+    except ImportError:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(pulp.listSolvers(onlyAvailable=True))
+
+
+def _build(program: MatrixProgram) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
+    """Write the program in PuLP's terms. Columns are ``v0, v1, ...``: names of ours may hold what LP files forbid."""
+    import pulp
+
+    problem = pulp.LpProblem("qplan", pulp.LpMinimize)
+    variables = [
+        problem.add_variable(
+            f"v{j}",
+            lower if math.isfinite(lower) else None,
+            upper if math.isfinite(upper) else None,
+            pulp.LpInteger if integer else pulp.LpContinuous,
+        )
+        for j, (lower, upper, integer) in enumerate(
+            zip(program.lower.tolist(), program.upper.tolist(), program.integer.tolist(), strict=True)
+        )
+    ]
+    cost = program.cost.tolist()
+    problem.setObjective(pulp.lpSum(cost[j] * variables[j] for j in np.flatnonzero(program.cost)))
+    indices, data = program.indices.tolist(), program.data.tolist()
+    ends = program.indptr.tolist()
+    bounds = zip(program.row_lower.tolist(), program.row_upper.tolist(), strict=True)
+    for start, end, (lower, upper) in zip(ends[:-1], ends[1:], bounds, strict=True):
+        row = pulp.lpSum(data[i] * variables[indices[i]] for i in range(start, end))
+        if lower == upper:
+            problem.addConstraint(row == lower)
+            continue
+        if math.isfinite(lower):
+            problem.addConstraint(row >= lower)
+        if math.isfinite(upper):
+            problem.addConstraint(row <= upper)
+    return problem, variables
+
+
+def _verdict(problem: pulp.LpProblem, outcome: Any) -> tuple[Status, float | None]:
+    """What the solver claims, and the bound it states outside its log.
+
+    Parameters
+    ----------
+    outcome
+        PuLP 3: the status code, with ``problem.sol_status`` beside it. PuLP 4: the statistics.
+    """
+    import pulp
+
+    if hasattr(outcome, "has_solution"):
+        status, bound = outcome.status, outcome.best_bound
+        proven = status == pulp.LpSolveStatus.Optimal
+        infeasible, unbounded = status == pulp.LpSolveStatus.Infeasible, status == pulp.LpSolveStatus.Unbounded
+    else:
+        bound = None
+        proven = problem.sol_status == pulp.LpSolutionOptimal
+        infeasible = outcome == pulp.LpStatusInfeasible
+        unbounded = outcome == pulp.LpStatusUnbounded
+    highs = getattr(problem, "solverModel", None)
+    if hasattr(highs, "getModelStatus"):
+        bound = highs.getInfo().mip_dual_bound
+        infeasible |= "infeasible" in highs.modelStatusToString(highs.getModelStatus()).casefold()
+    claim: Status = "feasible"  # worth what the check of the values says
+    if infeasible:
+        claim = "infeasible"
+    elif unbounded:
+        claim = "unbounded"
+    elif proven:
+        claim = "optimal"
+    return claim, bound
+
+
+def _cbc_bound(log: str) -> float | None:
+    """Return the bound that CBC's log states, lowered by what its printing may have rounded up."""
+    for pattern, digits in ((_CBC_BEST_POSSIBLE, 5e-8), (_CBC_LOWER_BOUND, 5e-6)):
+        found = pattern.findall(log)
+        if found:
+            try:
+                bound = float(found[-1])
+            except ValueError:
+                continue
+            rounding = digits * abs(bound)
+            return bound - (max(rounding, 5e-4) if pattern is _CBC_LOWER_BOUND else rounding)
+    return None
+
+
+def _value(variable: pulp.LpVariable, lower: float, upper: float) -> float:
+    """Value of one variable; PuLP gives none to those that stand in no row and not in the objective."""
+    value = variable.varValue
+    return min(max(0.0, lower), upper) if value is None else float(value)
