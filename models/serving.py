@@ -1,8 +1,6 @@
 """The contract of a serving model: from deployments and a request mix to latencies at a rate.
 
-Solvers and commands know only this protocol. Implementations register under the entry-point group
-``qplan.serving_models`` as a callable ``(deployments, steps) -> ServingModel`` and must pass
-:class:`qplan.models.conformance.ServingModelConformance`.
+An implementation must pass :class:`qplan.models.conformance.ServingModelConformance`.
 """
 
 from __future__ import annotations

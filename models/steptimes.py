@@ -9,7 +9,7 @@ times linearly in tokens. Both keep the monotonicity of the grid. Beyond the gri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from qplan.core.errors import StoreError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,10 @@ class StepTimes:
         decode_s = _fill(decode_s, context_axis)
         decode_s = np.swapaxes(_fill(np.swapaxes(decode_s, 1, 2), batch_axis), 1, 2)
         return cls(prefill_axis, _fill(prefill_s, prefill_axis), batch_axis, context_axis, decode_s)
+
+    def take(self, index: Ints) -> StepTimes:
+        """Return the step times of the deployments at `index` alone."""
+        return replace(self, prefill_s=self.prefill_s[index], decode_s=self.decode_s[index])
 
     def prefill(self, tokens: Floats) -> Floats:
         """Return the prefill time, (D, J) seconds, of prompts of `tokens` (J,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -87,37 +87,35 @@ def parse_prices(texts: tuple[str, ...], where: str = "--price") -> dict[str, fl
     """Read ``h100=2.99`` pairs as $/h by canonical GPU name."""
     prices = {}
     for gpu, number, text in _pairs(texts, where, example="h100=2.99"):
+        if number is None:
+            raise InputError(f"{where}: '{text}' gives no price; expected something like h100=2.99")
         prices[gpu.name] = parse_number(number, where)
         if prices[gpu.name] < 0:
             raise InputError(f"{where}: '{text}' is negative; expected $/h per GPU")
     return prices
 
 
-def parse_inventory(texts: tuple[str, ...], where: str = "--gpus") -> dict[str, int]:
-    """Read ``a100=16,h100=8`` as the number of GPUs to be had by canonical name."""
+def parse_inventory(texts: tuple[str, ...], where: str = "--gpus") -> dict[str, float]:
+    """Read ``a100=16,h100`` as the number of GPUs to be had by canonical name; without a number there is no limit."""
     counts = {}
     for gpu, number, text in _pairs(texts, where, example="a100=16,h100=8"):
-        if not number.strip().isdecimal():
+        if number is not None and not number.strip().isdecimal():
             raise InputError(f"{where}: '{text}' does not give a whole number of GPUs")
-        counts[gpu.name] = int(number)
+        counts[gpu.name] = math.inf if number is None else float(number)
     return counts
 
 
-def with_prices(gpus: Mapping[str, Gpu], prices: Mapping[str, float]) -> dict[str, Gpu]:
-    """Return `gpus` by name with the user's `prices` in place of the catalogue's."""
-    return {name: gpu.priced(prices[name]) if name in prices else gpu for name, gpu in gpus.items()}
-
-
-def _pairs(texts: tuple[str, ...], where: str, *, example: str) -> list[tuple[Gpu, str, str]]:
-    pairs: list[tuple[Gpu, str, str]] = []
+def _pairs(texts: tuple[str, ...], where: str, *, example: str) -> list[tuple[Gpu, str | None, str]]:
+    """Split ``NAME=NUMBER,NAME`` into GPU, number (``None`` where there is none) and the text of each part."""
+    pairs: list[tuple[Gpu, str | None, str]] = []
     for text in (part for whole in texts for part in whole.split(",")):
         name, equals, number = text.partition("=")
-        if not equals:
+        if not name.strip():
             raise InputError(f"{where}: cannot read '{text}'; expected something like {example}")
         gpu = Gpu.named(name.strip(), where)
         if any(gpu.name == seen.name for seen, _, _ in pairs):
             raise InputError(f"{where}: {gpu.name} is given twice")
-        pairs.append((gpu, number, text))
+        pairs.append((gpu, number if equals else None, text))
     return pairs
 
 

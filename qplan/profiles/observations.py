@@ -63,7 +63,7 @@ def from_rows(rows: Sequence[Mapping[str, object]], source: str) -> pa.Table:
         try:
             arrays.append(pa.array(values, type=field.type))
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise InputError(f"{source}: column '{field.name}': {_one_line(error)}") from None
+            raise InputError(f"{source}: column '{field.name}': {one_line(error)}") from None
     return conform(pa.table(arrays, schema=arrow_schema()), source)
 
 
@@ -147,5 +147,6 @@ def _spelled(name: str, values: list[Any]) -> list[str]:
     return [spelled[value] for value in values]
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Print the message of a foreign error without its line breaks."""
     return " ".join(str(error).split())

@@ -1,14 +1,16 @@
 """The profile store: observations in a SQLite file, or in PostgreSQL by URL.
 
-A row's key is a digest of what was observed (:func:`qplan.profiles.observations.identities`), so writing the same
-observations twice changes nothing. One writer at a time, readers never wait; each write is one transaction, so a
-process that dies in the middle of one leaves nothing of it.
+A row's key is a digest of what was observed (:func:`qplan.profiles.observations.identities`), so writing the
+same observations twice changes nothing. One writer at a time, readers never wait; each write is one
+transaction, so a process that dies in the middle of one leaves nothing of it.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from qplan.profiles.observations import (
     conform,
     contents,
     identities,
+    one_line,
     summarize,
 )
 from qplan.profiles.schema import SCHEMA_VERSION, arrow_schema, columns, names, sql_columns
@@ -60,8 +63,8 @@ class ProfileStore:
     Notes
     -----
     Nothing is opened until the first call. Reading never makes a store; the first :meth:`add` does. An older
-    store gains the columns it lacks when it is first used; one that a newer qplan wrote is refused. Every method
-    raises :class:`StoreError` when the store cannot be reached, read or written.
+    store gains the columns it lacks when it is first used; one that a newer qplan wrote is refused. Every
+    method raises :class:`StoreError` when the store cannot be reached, read or written.
     """
 
     def __init__(self, url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
@@ -113,21 +116,27 @@ class ProfileStore:
             what the store keeps and `replace` is false.
         """
         table = conform(table, source)
-        rows = _keyed(table, source)
+        ids, digests = identities(table), contents(table)
+        rows = _distinct(table, ids, digests, source)
         with self._transaction(write=True) as connection:
-            kept = self._kept(connection, list(rows))
-            new = [row for key, row in rows.items() if key not in kept]
-            changed = [row for key, row in rows.items() if key in kept and kept[key] != row["content"]]
+            kept = self._kept(connection, [ids[row] for row in rows])
+            new = [row for row in rows if ids[row] not in kept]
+            changed = [row for row in rows if kept.get(ids[row], digests[row]) != digests[row]]
             if changed and not replace:
                 raise InputError(
-                    f"{source}: {len(changed)} of {len(rows)} observations differ from what {self} keeps under the "
-                    f"same identity, the first {_described(changed[0])}; nothing was written: --replace overwrites "
-                    "them, another 'repeat' number keeps both"
+                    f"{source}: {len(changed)} of {len(rows)} observations differ from those {self} has of "
+                    f"the same identity, first {_described(table, changed[0])}; nothing was written: "
+                    "--replace overwrites them, another number in 'repeat' keeps both"
                 )
-            self._write(connection, new, changed, progress)
+            self._delete(connection, [ids[row] for row in changed])
+            for start in range(0, len(new) + len(changed), _CHUNK_ROWS):
+                chunk = (new + changed)[start : start + _CHUNK_ROWS]
+                self._insert(connection, table, chunk, ids, digests)
+                if progress is not None:
+                    progress(len(chunk))
         return Added(new=len(new), unchanged=len(rows) - len(new) - len(changed), replaced=len(changed))
 
-    def read(self, wanted: Sequence[str] | None = None, **only: str | Collection[str | int]) -> pa.Table:
+    def read(self, wanted: Sequence[str] | None = None, **only: str | Collection[str | float]) -> pa.Table:
         """Return observations, in a fixed order.
 
         Parameters
@@ -148,7 +157,7 @@ class ProfileStore:
 
         chosen = names() if wanted is None else tuple(wanted)
         check_columns([*chosen, *only])
-        kept = _observations()
+        kept, _ = _tables()
         query = sa.select(*(kept.c[name] for name in chosen)).order_by(kept.c.id)
         for name, values in only.items():
             query = query.where(kept.c[name].in_([values] if isinstance(values, str) else list(values)))
@@ -191,7 +200,7 @@ class ProfileStore:
                 yield connection
         except sa.exc.ArgumentError:
             raise StoreError(f"{self.url!r} is not a path or a database URL such as postgresql://…") from None
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             raise StoreError(f"{self}: {self._explained(error)}") from None
 
     def _connect(self) -> sa.Engine:
@@ -201,18 +210,14 @@ class ProfileStore:
         url = sa.make_url(self.url)
         backend = url.get_backend_name()
         if backend not in ("sqlite", "postgresql"):
-            raise StoreError(
-                f"{self}: no store of kind '{backend}'; expected a SQLite file or postgresql://…"
-            )
+            raise StoreError(f"{self}: no store of kind '{backend}'; expected a SQLite file or postgresql://…")
         if backend == "postgresql" and url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
         settings = {"timeout": self.lock_timeout_s} if backend == "sqlite" else {"connect_timeout": 10}
         try:
             engine = sa.create_engine(url, connect_args=settings)
         except ImportError as error:
-            raise StoreError(
-                f"{self}: needs the driver '{error.name}': pip install 'qplan[postgres]'"
-            ) from None
+            raise StoreError(f"{self}: needs the driver '{error.name}': pip install 'qplan[postgres]'") from None
         if backend == "sqlite":
             sa.event.listen(engine, "connect", _sqlite_connected)
             sa.event.listen(engine, "begin", _sqlite_begun)
@@ -224,29 +229,25 @@ class ProfileStore:
         """Make the tables of a new store, add the columns that an older one lacks, refuse a newer one."""
         import sqlalchemy as sa
 
-        database = engine.url.database
-        if engine.dialect.name == "sqlite" and not write and database and "mode=" not in str(engine.url):
-            if not Path(database).is_file():
-                raise StoreError(f"no profile store at {database}; `qplan profiles import` makes one")
+        file = engine.url.database if engine.dialect.name == "sqlite" else None
+        if file and not file.startswith("file:") and not write and not Path(file).is_file():
+            raise StoreError(f"no profile store at {file}; `qplan profiles import` makes one")
         with engine.connect() as connection:
             state = _state(connection)
         if state == (SCHEMA_VERSION, ()):
             return
         if state is None and not write:
             raise StoreError(f"{self} holds no profiles; `qplan profiles import` puts some there")
+        if state is not None and state[0] > SCHEMA_VERSION:
+            raise StoreError(f"{self}: schema version {state[0]} is newer than this qplan's {SCHEMA_VERSION}; upgrade")
         with engine.execution_options(qplan_write=True).begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
             state = _state(connection)  # again, now that no other process can be at it
             if state is None:
-                _observations().metadata.create_all(connection)
-                connection.execute(
-                    sa.insert(_meta()), {"key": "schema_version", "value": str(SCHEMA_VERSION)}
-                )
-            elif state[0] > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self}: schema version {state[0]} is newer than this qplan's {SCHEMA_VERSION}; upgrade qplan"
-                )
+                kept, meta = _tables()
+                kept.metadata.create_all(connection)
+                connection.execute(sa.insert(meta), {"key": "schema_version", "value": str(SCHEMA_VERSION)})
             else:
                 _migrate(connection, state[1])
 
@@ -254,40 +255,36 @@ class ProfileStore:
         """Return the content digest of those keys that the store has."""
         import sqlalchemy as sa
 
-        kept = _observations()
+        kept, _ = _tables()
         found: dict[str, str] = {}
         for start in range(0, len(keys), _CHUNK_ROWS):
             chunk = keys[start : start + _CHUNK_ROWS]
             query = sa.select(kept.c.id, kept.c.content).where(kept.c.id.in_(chunk))
-            found.update(connection.execute(query).tuples())
+            found.update((row.id, row.content) for row in connection.execute(query))
         return found
 
-    def _write(
-        self,
-        connection: sa.Connection,
-        new: list[dict[str, Any]],
-        changed: list[dict[str, Any]],
-        progress: Callable[[int], object] | None,
-    ) -> None:
-        """Delete the rows that change, then insert in chunks."""
+    def _delete(self, connection: sa.Connection, keys: list[str]) -> None:
+        """Take out the rows that are about to be replaced."""
         import sqlalchemy as sa
 
-        kept = _observations()
-        if changed:
-            connection.execute(
-                sa.delete(kept).where(kept.c.id == sa.bindparam("key")),
-                [{"key": row["id"]} for row in changed],
-            )
-        rows = new + changed
-        for start in range(0, len(rows), _CHUNK_ROWS):
-            chunk = rows[start : start + _CHUNK_ROWS]
-            connection.execute(sa.insert(kept), chunk)
-            if progress is not None:
-                progress(len(chunk))
+        kept, _ = _tables()
+        if keys:
+            query = sa.delete(kept).where(kept.c.id == sa.bindparam("key"))
+            connection.execute(query, [{"key": key} for key in keys])
 
-    def _explained(self, error: sa.exc.SQLAlchemyError) -> str:
+    def _insert(
+        self, connection: sa.Connection, table: pa.Table, rows: list[int], ids: list[str], digests: list[str]
+    ) -> None:
+        """Write the numbered rows of a table."""
+        import sqlalchemy as sa
+
+        values = table.take(rows).to_pylist()
+        keyed = [{"id": ids[n], "content": digests[n], **row} for n, row in zip(rows, values, strict=True)]
+        connection.execute(sa.insert(_tables()[0]), keyed)
+
+    def _explained(self, error: Exception) -> str:
         """Say in one line what a database error means to a user."""
-        text = " ".join(str(getattr(error, "orig", None) or error).split())
+        text = one_line(getattr(error, "orig", None) or error)
         for sign, meaning in (
             ("database is locked", f"locked by another process for more than {self.lock_timeout_s:g} s"),
             ("lock timeout", f"locked by another process for more than {self.lock_timeout_s:g} s"),
@@ -308,27 +305,26 @@ class ProfileStore:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.lock_timeout_s * 1000)}")
 
 
-def _observations() -> sa.Table:
+@cache
+def _tables() -> tuple[sa.Table, sa.Table]:
+    """Return the tables of a store: the observations, and the schema version."""
     import sqlalchemy as sa
 
-    return sa.Table(
+    together = sa.MetaData()
+    observations = sa.Table(
         "observations",
-        sa.MetaData(),
+        together,
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("content", sa.String(64), nullable=False),
         *sql_columns(),
     )
-
-
-def _meta() -> sa.Table:
-    import sqlalchemy as sa
-
-    return sa.Table(
+    meta = sa.Table(
         "qplan_meta",
-        sa.MetaData(),
+        together,
         sa.Column("key", sa.Text, primary_key=True),
         sa.Column("value", sa.Text, nullable=False),
     )
+    return observations, meta
 
 
 def _state(connection: sa.Connection) -> tuple[int, tuple[str, ...]] | None:
@@ -338,49 +334,51 @@ def _state(connection: sa.Connection) -> tuple[int, tuple[str, ...]] | None:
     inspector = sa.inspect(connection)
     if not inspector.has_table("qplan_meta"):
         return None
-    meta = _meta()
+    _, meta = _tables()
     version = connection.scalar(sa.select(meta.c.value).where(meta.c.key == "schema_version"))
+    if not str(version).isdecimal():
+        raise StoreError("not a profile store: its schema version is not a number")
     there = {column["name"] for column in inspector.get_columns("observations")}
-    return int(version or 0), tuple(column.name for column in columns() if column.name not in there)
+    return int(str(version)), tuple(column.name for column in columns() if column.name not in there)
 
 
 def _migrate(connection: sa.Connection, lacking: tuple[str, ...]) -> None:
     """Add the columns that an older store lacks; nothing is known of them there, so they are null."""
     import sqlalchemy as sa
 
-    kept, meta = _observations(), _meta()
+    kept, meta = _tables()
     for name in lacking:
         kind = kept.c[name].type.compile(connection.dialect)
         connection.exec_driver_sql(f'ALTER TABLE observations ADD COLUMN "{name}" {kind}')
-    connection.execute(
-        sa.update(meta).where(meta.c.key == "schema_version").values(value=str(SCHEMA_VERSION))
-    )
+    connection.execute(sa.update(meta).where(meta.c.key == "schema_version").values(value=str(SCHEMA_VERSION)))
 
 
-def _keyed(table: pa.Table, source: str) -> dict[str, dict[str, Any]]:
-    """Return rows ready to insert, by identity; exact repetitions collapse."""
-    rows: dict[str, dict[str, Any]] = {}
-    ids, digests = identities(table), contents(table)
-    for number, (key, content, row) in enumerate(zip(ids, digests, table.to_pylist(), strict=True), start=1):
-        if rows.setdefault(key, {"id": key, "content": content, **row})["content"] != content:
+def _distinct(table: pa.Table, ids: list[str], digests: list[str], source: str) -> list[int]:
+    """Return the rows to write: exact repetitions collapse, contradictions are refused."""
+    first: dict[str, int] = {}
+    for row, key in enumerate(ids):
+        if digests[first.setdefault(key, row)] != digests[row]:
             raise InputError(
-                f"{source}: row {number} ({_described(row)}) has the identity of an earlier row but other "
-                "measurements; number repetitions in the column 'repeat'"
+                f"{source}: rows {first[key] + 1} and {row + 1} have one identity ({_described(table, row)}) "
+                "but different measurements; number repetitions in the column 'repeat'"
             )
-    return rows
+    return list(first.values())
 
 
-def _described(row: dict[str, Any]) -> str:
-    """Name an observation by the identity columns it has, but the engine."""
-    known = (c.name for c in columns() if c.identity and row[c.name] is not None)
-    return ", ".join(f"{name}={row[name]}" for name in known if not name.startswith("engine"))
+def _described(table: pa.Table, row: int) -> str:
+    """Name an observation by the identity columns that it has, the engine left out."""
+    values = {c.name: table[c.name][row].as_py() for c in columns() if c.identity and "engine" not in c.name}
+    return ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
 
 
 def _sqlite_connected(connection: Any, _record: object) -> None:
     """Take transactions into our own hands, and let readers work while one process writes."""
     connection.isolation_level = None
-    if not connection.execute("PRAGMA query_only").fetchone()[0]:
+    try:
         connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.Error:
+        connection.close()  # nobody else has it yet
+        raise
 
 
 def _sqlite_begun(connection: sa.Connection) -> None:

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Rendering: terminal tables and JSON. No decisions are made here."""

@@ -1,7 +1,8 @@
 """Solver backends: who minimises a matrix program, chosen by name.
 
-The two that ship, ``highs`` and ``pulp:SOLVER``, are known here. Any installed package can bring another: it names a
-:class:`~qplan.solvers.backends.contract.BackendFactory` as an entry point of the group ``qplan.solver_backends``.
+The two that ship, ``highs`` and ``pulp:SOLVER``, are known here. Any installed package can bring another: it
+names a :class:`~qplan.solvers.backends.contract.BackendFactory` as an entry point of the group
+``qplan.solver_backends``.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def open_backend(name: str) -> SolverBackend:
 
 
 def installed_backends() -> list[str]:
-    """Names of the backends that would open here, the shipped ones first."""
-    factories = [*map(_shipped, _SHIPPED), *(cast("BackendFactory", point.load()) for point in _entry_points())]
+    """Return the names of the backends that would open here, the shipped ones first."""
+    others = [cast("BackendFactory", point.load()) for point in _entry_points()]
+    factories = [*map(_shipped, _SHIPPED), *others]
     return [name for factory in factories for name in factory.installed()]
 
 

@@ -1,12 +1,12 @@
 """What a solver backend is handed, and what it owes.
 
-A backend minimises a :class:`MatrixProgram` and answers with a :class:`Solution`. What every backend promises:
+A backend minimises a :class:`MatrixProgram` and answers with a :class:`Solution`. Every backend promises:
 
 - ``values`` are feasible and integral, or absent. A backend does not take its solver's word for it:
   :func:`conclude` checks what came back.
-- ``bound`` is what the solver itself proved about the optimum, never a guess; ``None`` where it proved nothing.
-- ``status`` is ``optimal`` only when that bound closes the gap to :data:`OPTIMAL_GAP`. A run that a limit ended
-  with a solution in hand is ``feasible``, one without is ``no-solution``.
+- ``bound`` is what the solver itself proved about the optimum, never a guess; ``None`` where it says nothing.
+- ``status`` is ``optimal`` only when that bound closes the gap to :data:`OPTIMAL_GAP`. A run that a limit
+  ended with a solution in hand is ``feasible``, one without is ``no-solution``.
 - ``infeasible`` and ``unbounded`` are proven, not guessed from a run that ended early.
 - The same program gives the same answer again; a backend keeps no state between calls.
 """
@@ -41,8 +41,8 @@ class MatrixProgram:
     """A mixed-integer linear program: minimise ``cost @ v`` over ``row_lower <= A v <= row_upper``.
 
     ``A`` has R rows and C columns, in compressed sparse rows: row ``i`` holds ``data[s:e]`` in columns
-    ``indices[s:e]`` with ``s, e = indptr[i], indptr[i + 1]``. Programs are never changed; the ``with_`` methods
-    return a new one.
+    ``indices[s:e]`` with ``s, e = indptr[i], indptr[i + 1]``. Programs are never changed; the ``with_``
+    methods return a new one.
 
     Attributes
     ----------
@@ -79,7 +79,8 @@ class MatrixProgram:
         lower, upper : array_like of shape (m,)
             Bounds of the m new rows.
         """
-        row_lower, row_upper = np.atleast_1d(np.asarray(lower, float)), np.atleast_1d(np.asarray(upper, float))
+        row_lower = np.atleast_1d(np.asarray(lower, float))
+        row_upper = np.atleast_1d(np.asarray(upper, float))
         rows, columns = np.asarray(rows, np.int32), np.asarray(columns, np.int32)
         order = np.lexsort((columns, rows))
         ends = self.indptr[-1] + np.cumsum(np.bincount(rows, minlength=len(row_lower)))
@@ -101,7 +102,12 @@ class MatrixProgram:
         return self.with_rows(np.zeros(len(columns)), columns, values, lower, upper)
 
     def with_columns(
-        self, names: Sequence[str], *, cost: float = 0.0, lower: float = 0.0, upper: ArrayLike = np.inf,
+        self,
+        names: Sequence[str],
+        *,
+        cost: float = 0.0,
+        lower: float = 0.0,
+        upper: ArrayLike = np.inf,
         integer: bool = False,
     ) -> MatrixProgram:
         """Append one column for each of `names`, in no row yet."""
@@ -223,7 +229,7 @@ def conclude(
 
 
 def feasible_point(program: MatrixProgram, values: ArrayLike) -> NDArray[np.float64] | None:
-    """Return `values` with integer columns made whole, or None if they are fractional or break a row or bound."""
+    """Return `values` with integer columns made whole, or None if they break a row or bound."""
     point = np.array(values, float)
     if point.shape != program.cost.shape or not np.isfinite(point).all():
         return None
@@ -236,7 +242,7 @@ def feasible_point(program: MatrixProgram, values: ArrayLike) -> NDArray[np.floa
     slack = FEASIBILITY_TOLERANCE * np.maximum(1.0, np.abs(point))
     if (point < program.lower - slack).any() or (point > program.upper + slack).any():
         return None
-    point = np.clip(point, program.lower, program.upper)
+    point = np.minimum(np.maximum(point, program.lower), program.upper)
 
     terms = program.data * point[program.indices]
     row_of = np.repeat(np.arange(len(program.row_lower)), np.diff(program.indptr))

@@ -1,9 +1,10 @@
 """Any solver that PuLP knows: ``pulp:cbc``, ``pulp:highs``, ``pulp:gurobi_cmd`` and so on.
 
-PuLP 3 and PuLP 4 report differently, and neither is taken at its word. PuLP 3 calls some runs that a time limit
-ended optimal. PuLP 4 leaves CBC's fractional values in the variables when no integer solution was found. So the
-values are checked against the program, the bound is read where the solver itself states it (HiGHS's model object,
-CBC's log, PuLP 4's statistics), and a verdict is believed only if it came before the time limit.
+PuLP 3 and PuLP 4 report differently, and neither is taken at its word. PuLP 3 calls some runs that a time
+limit ended optimal. PuLP 4 leaves CBC's fractional values in the variables when no integer solution was
+found, and its statistics give a bound above the optimum when CBC stops at a gap. So the values are checked
+against the program, the bound is read where the solver itself states it (HiGHS's model object, CBC's log),
+and a verdict is believed only if it came before the time limit.
 """
 
 from __future__ import annotations
@@ -93,22 +94,24 @@ class PulpBackend:
             log_text = log.read_text(errors="replace") if log.is_file() else ""
 
         claim, bound = _verdict(problem, outcome)
-        if program.integer.any():
-            bound = _cbc_bound(log_text) if bound is None else bound
-        else:
-            bound = None
+        if self._solver_name in _SHORT["cbc"]:
+            bound = _cbc_bound(log_text)
+        if not program.integer.any():
+            bound = None  # a linear program's optimum is its own proof
         if timed_out and claim != "feasible":
             claim = "feasible"
-        if claim == "infeasible" and not program.bounded:
-            # Solvers say infeasible for "infeasible or unbounded". Without an objective only the first remains.
+        if claim in ("infeasible", "unbounded") and not program.bounded:
+            # Presolve proves "one of the two" and solvers name either. Without an objective one remains.
             anywhere = self.solve(
                 replace(program, cost=np.zeros_like(program.cost)), time_limit_s=time_limit_s, mip_gap=mip_gap
             )
-            if anywhere.status != "infeasible":
-                claim = "unbounded" if anywhere.values is not None else "no-solution"
-        values = [_value(variable, lower, upper) for variable, lower, upper in zip(
-            variables, program.lower.tolist(), program.upper.tolist(), strict=True
-        )]
+            claim = "unbounded" if anywhere.values is not None else anywhere.status
+        values = [
+            _value(variable, lower, upper)
+            for variable, lower, upper in zip(
+                variables, program.lower.tolist(), program.upper.tolist(), strict=True
+            )
+        ]
         return conclude(program, claim, values=values, bound=bound, seconds=time.perf_counter() - start)
 
     def _open(self, time_limit_s: float, mip_gap: float, log: Path) -> pulp.LpSolver:
@@ -121,8 +124,9 @@ class PulpBackend:
             asked["logPath"] = str(log)
         # Not every solver of PuLP takes every option.
         taken = inspect.signature(type(pulp.getSolver(self._solver_name, msg=False))).parameters
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-        return pulp.getSolver(self._solver_name, **{k: v for k, v in asked.items() if open_ended or k in taken})
+        if not any(option.kind is option.VAR_KEYWORD for option in taken.values()):
+            asked = {option: value for option, value in asked.items() if option in taken}
+        return pulp.getSolver(self._solver_name, **asked)
 
 
 def _available() -> list[str]:
@@ -137,7 +141,7 @@ def _available() -> list[str]:
 
 
 def _build(program: MatrixProgram) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
-    """Write the program in PuLP's terms. Columns are ``v0, v1, ...``: names of ours may hold what LP files forbid."""
+    """Write the program in PuLP's terms, columns as ``v0, v1, ...``: model files forbid much in names."""
     import pulp
 
     problem = pulp.LpProblem("qplan", pulp.LpMinimize)
@@ -170,7 +174,7 @@ def _build(program: MatrixProgram) -> tuple[pulp.LpProblem, list[pulp.LpVariable
 
 
 def _verdict(problem: pulp.LpProblem, outcome: Any) -> tuple[Status, float | None]:
-    """What the solver claims, and the bound it states outside its log.
+    """Read what the solver claims, and the bound that it states outside its log.
 
     Parameters
     ----------
@@ -182,13 +186,14 @@ def _verdict(problem: pulp.LpProblem, outcome: Any) -> tuple[Status, float | Non
     if hasattr(outcome, "has_solution"):
         status, bound = outcome.status, outcome.best_bound
         proven = status == pulp.LpSolveStatus.Optimal
-        infeasible, unbounded = status == pulp.LpSolveStatus.Infeasible, status == pulp.LpSolveStatus.Unbounded
+        infeasible = status == pulp.LpSolveStatus.Infeasible
+        unbounded = status == pulp.LpSolveStatus.Unbounded
     else:
         bound = None
         proven = problem.sol_status == pulp.LpSolutionOptimal
         infeasible = outcome == pulp.LpStatusInfeasible
         unbounded = outcome == pulp.LpStatusUnbounded
-    highs = getattr(problem, "solverModel", None)
+    highs: Any = getattr(problem, "solverModel", None)
     if hasattr(highs, "getModelStatus"):
         bound = highs.getInfo().mip_dual_bound
         infeasible |= "infeasible" in highs.modelStatusToString(highs.getModelStatus()).casefold()

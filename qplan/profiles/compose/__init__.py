@@ -2,10 +2,12 @@
 
 ::
 
-    request ──► environment ──► worker (one process a GPU) ──► grid ──► pack: Parquet and JSON card
-    what to     aiconfigurator   sums kernel times into         monotone
-    compose     of its own       iteration times
+    request ──► workers ─────────────────► isotonic ──► rows ──► pack
+    what to     one process a GPU, in an   times that            Parquet
+    compose     environment of its own,    rise                  and card
+                sums kernel times
 
-Run ``python -m qplan.profiles.compose --out qplan/profiles/packs``. Only :mod:`~qplan.profiles.compose.worker` knows
-aiconfigurator, and it runs in an environment of its own, because that package pins an old numpy.
+Run ``python -m qplan.profiles.compose --out qplan/profiles/packs``. Only the module
+:mod:`~qplan.profiles.compose.worker` knows aiconfigurator, and it runs in an environment of its own, because that
+package pins an old numpy.
 """

@@ -1,10 +1,10 @@
-"""Sum kernel times into iteration times. Runs in the environment that has aiconfigurator, and never imports qplan.
+"""Sum kernel times into iteration times, in the environment that has aiconfigurator; never imports qplan.
 
 ``python worker.py REQUEST.json RESULT.npz`` prints a line for each deployment that it has done.
 
-The sums are those of ``aiconfigurator.sdk.backends.base_backend.BaseBackend.run_static``, without its rounded
-tables: the time of an iteration is the sum over the model's operations, each looked up in the kernel tables of one
-GPU. An operation sees all tokens of the iteration, except the output head, which sees one token a sequence.
+The sums are those of ``aiconfigurator.sdk.backends.base_backend.BaseBackend.run_static``, unrounded: the
+time of an iteration is the sum over the model's operations, each looked up in the kernel tables of one GPU. An
+operation sees all tokens of the iteration, except the output head, which sees one a sequence.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Floats = NDArray[np.float64]
 
@@ -28,18 +31,18 @@ def compose(request: dict[str, Any], done: Callable[[], None] = lambda: None) ->
     Parameters
     ----------
     request
-        As :func:`qplan.profiles.compose.request.worker_request` writes it: D deployments on one GPU, prefill batches
-        (A,) and tokens (P,), decode batches (B,) and contexts (C,).
+        As :func:`qplan.profiles.compose.request.worker_request` writes it: D deployments on one GPU, prefill
+        batches (A,) and tokens (P,), decode batches (B,) and contexts (C,).
     done
         Called after each deployment.
 
     Returns
     -------
     dict of str to array
-        ``prefill_s`` and ``prefill_bytes`` (D, A, P), ``decode_s`` and ``decode_bytes`` (D, B, C): time of an iteration
-        in seconds and memory on each GPU in bytes, NaN outside the model's context or the tokens of one
-        iteration. ``weights_bytes`` and ``reserve_bytes`` (D,): weights, and CUDA context with NCCL buffers, on each GPU.
-        ``capacity_bytes`` (): memory of the GPU.
+        ``prefill_s`` and ``prefill_bytes`` (D, A, P), ``decode_s`` and ``decode_bytes`` (D, B, C): time of an
+        iteration in seconds and memory on each GPU in bytes, NaN outside the model's context or the tokens of
+        one iteration. ``weights_bytes`` and ``reserve_bytes`` (D,): weights, and CUDA context with NCCL buffers,
+        on each GPU. ``capacity_bytes`` (): memory of the GPU.
 
     Raises
     ------
@@ -55,37 +58,36 @@ def compose(request: dict[str, Any], done: Callable[[], None] = lambda: None) ->
     backend = TRTLLMBackend()
     parts = []
     for deployment in request["deployments"]:
-        model = _model(deployment)
-        longest = deployment["shape"]["context_length"]
-        prefill = _grid(
-            request["prefill_batches"],
-            request["prefill_tokens"],
-            lambda batch, tokens, model=model: _prefill(backend, model, database, batch, tokens),
-            lambda batch, tokens, longest=longest: (
-                tokens <= longest and batch * tokens <= request["max_iteration_tokens"]
-            ),
-        )
-        decode = _grid(
-            request["decode_batches"],
-            request["decode_contexts"],
-            lambda batch, context, model=model: _decode(backend, model, database, batch, context),
-            lambda _, context, longest=longest: context <= longest,
-        )
-        memory = backend._get_memory_usage(model, database, 1, 1, 1, 1)
-        parts.append(
-            {
-                "prefill_s": prefill[..., 0],
-                "prefill_bytes": prefill[..., 1],
-                "decode_s": decode[..., 0],
-                "decode_bytes": decode[..., 1],
-                "weights_bytes": np.float64(memory["weights"] * 2**30),
-                "reserve_bytes": np.float64((memory["nccl"] + memory["others"]) * 2**30),
-            }
-        )
+        parts.append(_compose_one(request, deployment, backend, database))
         done()
-    result = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    result: dict[str, Floats] = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
     result["capacity_bytes"] = np.array(float(database.system_spec["gpu"]["mem_capacity"]))
     return result
+
+
+def _compose_one(request: dict[str, Any], deployment: dict[str, Any], backend: Any, database: Any) -> dict[str, Floats]:
+    model = _model(deployment)
+    longest = deployment["shape"]["context_length"]
+    most = request["max_iteration_tokens"]
+    batches, lengths = request["prefill_batches"], request["prefill_tokens"]
+    prefill = np.full((len(batches), len(lengths), 2), np.nan)
+    for (i, batch), (j, tokens) in product(enumerate(batches), enumerate(lengths)):
+        if tokens <= longest and batch * tokens <= most:
+            prefill[i, j] = _prefill(backend, model, database, batch, tokens)
+    batches, lengths = request["decode_batches"], request["decode_contexts"]
+    decode = np.full((len(batches), len(lengths), 2), np.nan)
+    for (i, batch), (j, context) in product(enumerate(batches), enumerate(lengths)):
+        if context <= longest:
+            decode[i, j] = _decode(backend, model, database, batch, context)
+    memory_gib = backend._get_memory_usage(model, database, 1, 1, 1, 1)
+    return {
+        "prefill_s": prefill[..., 0],
+        "prefill_bytes": prefill[..., 1],
+        "decode_s": decode[..., 0],
+        "decode_bytes": decode[..., 1],
+        "weights_bytes": np.array(memory_gib["weights"] * 2**30),
+        "reserve_bytes": np.array((memory_gib["nccl"] + memory_gib["others"]) * 2**30),
+    }
 
 
 def _model(deployment: dict[str, Any]) -> Any:
@@ -115,21 +117,6 @@ def _model(deployment: dict[str, Any]) -> Any:
     )
 
 
-def _grid(
-    rows: list[int],
-    columns: list[int],
-    point: Callable[[int, int], tuple[float, float]],
-    wanted: Callable[[int, int], bool],
-) -> Floats:
-    """Return `point` of every wanted row and column, (rows, columns, 2); NaN elsewhere."""
-    grid = np.full((len(rows), len(columns), 2), np.nan)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            if wanted(row, column):
-                grid[i, j] = point(row, column)
-    return grid
-
-
 def _prefill(backend: Any, model: Any, database: Any, batch: int, tokens: int) -> tuple[float, float]:
     """Return seconds, and bytes on each GPU, of an iteration that prefills `batch` prompts of `tokens`."""
     milliseconds = sum(
@@ -145,19 +132,19 @@ def _prefill(backend: Any, model: Any, database: Any, batch: int, tokens: int) -
         )
         for operation in model.context_ops
     )
-    memory = backend._get_memory_usage(model, database, batch, 1, tokens, 1)
-    return milliseconds / 1e3, memory["total"] * 2**30
+    memory_gib = backend._get_memory_usage(model, database, batch, 1, tokens, 1)
+    return milliseconds / 1e3, memory_gib["total"] * 2**30
 
 
 def _decode(backend: Any, model: Any, database: Any, batch: int, context: int) -> tuple[float, float]:
-    """Return seconds, and bytes on each GPU, of an iteration that adds a token to `batch` sequences of `context`."""
+    """Return seconds, and bytes on each GPU, of an iteration that extends `batch` sequences of `context`."""
     milliseconds = sum(
         # The tables count the new token as part of the sequence.
         float(operation.query(database, x=batch, batch_size=batch, beam_width=1, s=context + 1))
         for operation in model.generation_ops
     )
-    memory = backend._get_memory_usage(model, database, batch, 1, context, 1, num_tokens=batch)
-    return milliseconds / 1e3, memory["total"] * 2**30
+    memory_gib = backend._get_memory_usage(model, database, batch, 1, context, 1, num_tokens=batch)
+    return milliseconds / 1e3, memory_gib["total"] * 2**30
 
 
 def main(request: str, result: str) -> None:
@@ -168,7 +155,7 @@ def main(request: str, result: str) -> None:
         sys.stdout.flush()
 
     logging.disable(logging.WARNING)  # the package warns of every cell that its tables lack
-    arrays = compose(json.loads(Path(request).read_text(encoding="utf-8")), done)
+    arrays: dict[str, Any] = compose(json.loads(Path(request).read_text(encoding="utf-8")), done)
     with Path(result).open("wb") as file:
         np.savez(file, **arrays)
 

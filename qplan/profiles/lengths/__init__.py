@@ -10,6 +10,6 @@ summarization   CNN articles as in NewsQA and their highlights, approximated fro
                 data set itself is on no package index.
 ==============  ============================================================================================
 
-Tokens are Llama-3's, without chat template. The corpora are read in a throwaway environment and go with it; only
-bucketed counts are kept (:mod:`qplan.profiles.lengths.buckets`).
+Tokens are Llama-3's, without chat template. The corpora are read in a throwaway environment and go with it;
+only bucketed counts are kept (:mod:`qplan.profiles.lengths.buckets`).
 """

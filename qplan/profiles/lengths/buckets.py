@@ -22,8 +22,8 @@ def bucket(
 ) -> NDArray[np.float64]:
     """Group requests by the quantiles of their input and of their output length.
 
-    Each cell of the grid becomes one bucket at the mean of its requests. So the means of both lengths are kept
-    exactly, each marginal quantile stays inside its bin, and the correlation of the two survives.
+    Each cell of the grid becomes one bucket at the mean of its requests. So the means of both lengths are
+    kept exactly, each marginal quantile stays inside its bin, and the correlation of the two survives.
 
     Parameters
     ----------

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 SOURCE = (
     "NewsQA (CNN articles), approximated from published statistics: articles of 616 words on average "
-    "(arXiv 1611.09830), highlights of 45.7 words (CNN, arXiv 1808.08745, table 1), 1.21 Llama-3 tokens a word, "
-    "a question or instruction of 10 tokens; spread from MRQA 2019 (arXiv 1910.09753): an article cut at 800 "
-    "tokens has 599 on average; the output is the highlights, since NewsQA's answers are spans of a few words"
+    "(arXiv 1611.09830), highlights of 45.7 words (CNN, arXiv 1808.08745, table 1), 1.21 Llama-3 tokens a "
+    "word, a question or instruction of 10 tokens; spread from MRQA 2019 (arXiv 1910.09753): an article cut "
+    "at 800 tokens has 599 on average; the output is the highlights, since NewsQA's answers are spans of a "
+    "few words"
 )
 
 TOKENS_PER_WORD = 1.21  # counted on plain English prose of ShareGPT answers, 3,959 of them

@@ -26,7 +26,11 @@ def test_the_shipped_backends_are_installed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("hihgs", "did you mean 'highs'"), ("pulp:cbb", "did you mean 'pulp:cbc'"), ("highs:fast", "write 'highs'")],
+    [
+        ("hihgs", "did you mean 'highs'"),
+        ("pulp:cbb", "did you mean 'pulp:cbc'"),
+        ("highs:fast", "write 'highs'"),
+    ],
 )
 def test_an_unknown_solver_names_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(InputError, match=hint):

@@ -1,0 +1,124 @@
+"""A capacity plan on the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from qplan.core.units import format_duration
+from qplan.report.output import console, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from qplan.core.plan import LatencyPrediction, Plan, ReplicaGroup
+
+
+def print_plan(plan: Plan, *, as_json: bool) -> None:
+    """Print `plan` as JSON or as tables."""
+    if as_json:
+        print_json(plan.to_json())
+        return
+    out = console()
+    if plan.status == "infeasible":
+        _print_refusal(out, plan)
+    else:
+        _print_fleet(out, plan)
+    _print_assumptions(out, plan)
+
+
+def _print_refusal(out: Console, plan: Plan) -> None:
+    out.print(f"[bold red]No feasible plan[/bold red] ({plan.constraint}): {plan.reason}")
+    for number, change in enumerate(plan.nearest):
+        out.print(f"  {'nearest change' if number == 0 else '            or'}: [bold]{change}[/bold]")
+
+
+def _print_fleet(out: Console, plan: Plan) -> None:
+    assert plan.cost_per_hour is not None
+    assert plan.quality is not None
+    table = _grid("replicas", "deployment", "GPUs", "$/h", "req/s each", "of its limit", "quality")
+    for latency in plan.predicted:
+        table.add_column(f"{latency.metric.upper()} p{latency.percentile:g}", justify="right")
+    for group in plan.replicas:
+        table.add_row(*_cells(group))
+    out.print(table)
+    out.print()
+
+    facts = _facts()
+    gpus = ", ".join(f"{count} x {name}" for name, count in plan.gpus.items())
+    facts.add_row("fleet", f"[bold]{gpus}[/bold], [bold]{plan.cost_per_hour:.2f} $/h[/bold]")
+    for latency in plan.predicted:
+        facts.add_row(f"{latency.metric.upper()} p{latency.percentile:g}", _latency(latency))
+    quality = plan.quality
+    facts.add_row(
+        "quality",
+        f"{quality.value:.1%} of 16 bits, between {quality.lower:.1%} and {quality.upper:.1%} ({quality.basis})",
+    )
+    facts.add_row("headroom", f"{plan.headroom:.0%} of the rate at which the first SLO breaks is free")
+    unit = "$/h" if plan.objective_name == "cost" else "GPUs"
+    bound = "none" if plan.bound is None else f"{plan.bound:.4g} {unit}"
+    gap = "unknown" if plan.gap is None else f"{max(plan.gap, 0):.2%}"
+    facts.add_row(
+        "proof",
+        f"{plan.status}: {plan.objective:.4g} {unit}, proven lower bound {bound}, gap {gap} "
+        f"({plan.solver}, {format_duration(plan.solve_s)})",
+    )
+    facts.add_row("power", f"unknown: {plan.power_note}" if plan.power_w is None else f"{plan.power_w:.0f} W")
+    for number, source in enumerate(plan.provenance):
+        facts.add_row("numbers" if number == 0 else "", source)
+    for warning in plan.warnings:
+        facts.add_row("[yellow]warning[/yellow]", warning)
+    out.print(facts)
+
+
+def _print_assumptions(out: Console, plan: Plan) -> None:
+    if not plan.assumptions:
+        return
+    out.print("\nassumed, since nothing else was said:")
+    table = _facts()
+    table.add_column()
+    for assumption in plan.assumptions:
+        table.add_row(assumption.what, assumption.value, f"[dim]{assumption.flag}[/dim]")
+    out.print(table)
+
+
+def _cells(group: ReplicaGroup) -> tuple[str, ...]:
+    return (
+        f"{group.count}",
+        f"{group.model} {group.quantization} on {group.gpu}, TP{group.tp}",
+        f"{group.count * group.tp}",
+        f"{group.count * group.cost_per_hour:.2f}",
+        f"{group.load_qps:.3g}",
+        f"{1 - group.headroom:.0%} of {group.saturation_qps:.3g}",
+        f"{group.quality.value:.1%}",
+        *(format_duration(latency.value) for latency in group.predicted),
+    )
+
+
+def _latency(latency: LatencyPrediction) -> str:
+    text = f"{format_duration(latency.value)}"
+    if math.isfinite(latency.upper):
+        text += f", between {format_duration(latency.lower)} and {format_duration(latency.upper)}"
+    if latency.slo is not None:
+        text += f"; the SLO is {format_duration(latency.slo)}"
+    return text
+
+
+def _grid(*titles: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify="left" if title == "deployment" else "right")
+    return table
+
+
+def _facts() -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    return table

@@ -1,0 +1,234 @@
+"""From a capacity ask to a plan: candidates, the integer program, and what the chosen fleet is predicted to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qplan.core.deployment import Deployment
+from qplan.core.errors import InfeasibleError
+from qplan.core.plan import Assumption, LatencyPrediction, Plan, Prediction, ReplicaGroup
+from qplan.core.slo import METRICS
+from qplan.models.sharing import SharingModel
+from qplan.models.serving import LoadedReplicas
+from qplan.solvers.capacity.ask import CapacityAsk
+from qplan.solvers.capacity.candidates import Candidates, candidates
+from qplan.solvers.capacity.problem import CapacityProblem, CapacityResult
+from qplan.solvers.capacity.solve import solve_capacity
+
+POWER_NOTE = "no power model yet: the shipped profiles hold no energy"
+DEFAULT_TIME_LIMIT_S = 20.0
+
+
+def plan_capacity(ask: CapacityAsk, *, solver: str = "highs", time_limit_s: float = DEFAULT_TIME_LIMIT_S) -> Plan:
+    """Find the fleet for `ask` that costs least (or takes the fewest GPUs).
+
+    Parameters
+    ----------
+    solver
+        Name of a solver backend: ``highs``, ``pulp:cbc`` ...
+    time_limit_s
+        When the time is up the best fleet found is returned as ``feasible``, with its proven gap.
+
+    Returns
+    -------
+    Plan
+        With status ``infeasible``, a reason and the nearest feasible changes where there is no fleet.
+
+    Raises
+    ------
+    InputError
+        When the profiles hold nothing of what was asked for.
+    """
+    try:
+        found = candidates(ask)
+        problem = capacity_problem(ask, found)
+        result = solve_capacity(problem, backend=solver, time_limit_s=time_limit_s)
+        if result.status == "infeasible":
+            raise inventory_obstacle(ask, problem)
+        if result.status == "no-solution":
+            raise InfeasibleError(
+                f"{solver} found no fleet within {time_limit_s:g} s",
+                constraint="time",
+                nearest=("--time-limit with more seconds",),
+            )
+    except InfeasibleError as error:
+        return _no_plan(ask, error, solver)
+    return _plan(ask, found, result)
+
+
+def capacity_problem(ask: CapacityAsk, found: Candidates) -> CapacityProblem:
+    """Write `ask` over its candidates as arrays; one request class, so every array of classes has K = 1."""
+    types = sorted({one.gpu.name for one in found.deployments})
+    inventory = ask.inventory or {}
+    return CapacityProblem(
+        classes=(ask.workload.name,),
+        deployments=tuple(one.name for one in found.deployments),
+        gpu_types=tuple(types),
+        rate_qps=np.array([ask.rate_qps]),
+        capacity_qps=found.saturation_qps[None, :],
+        gpu_type=np.array([types.index(one.gpu.name) for one in found.deployments]),
+        gpus=np.array([one.tp for one in found.deployments]),
+        cost_per_hour=np.array([one.price_per_hour for one in found.deployments]),
+        quality=np.array([[grade.value for grade in found.quality]]),
+        inventory=np.array([inventory.get(name, np.inf if ask.inventory is None else 0.0) for name in types]),
+        objective=ask.objective,
+        spare=ask.spare,
+    )
+
+
+def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
+    used = np.flatnonzero(result.counts)
+    counts = result.counts[used]
+    shares = result.assignment[0, used]
+    load = ask.rate_qps * shares / counts
+    deployments = [found.deployments[i] for i in used]
+    loaded = SharingModel.of(deployments, found.steps.take(used)).at(ask.workload, load)
+    latencies = _latencies(ask, loaded, found.known_error)
+    groups = tuple(
+        _group(one, int(count), float(share), float(rate), found, int(i), tuple(row[n] for row in latencies))
+        for n, (one, count, share, rate, i) in enumerate(zip(deployments, counts, shares, load, used, strict=True))
+    )
+    gpus: Counter[str] = Counter()
+    for group in groups:
+        gpus[group.gpu] += group.count * group.tp
+    return Plan(
+        status=result.status,
+        objective_name=ask.objective,
+        replicas=groups,
+        gpus=dict(gpus),
+        cost_per_hour=sum(group.count * group.cost_per_hour for group in groups),
+        power_w=None,
+        power_note=POWER_NOTE,
+        quality=_mean_quality(groups),
+        predicted=tuple(max(row, key=lambda one: one.value) for row in latencies),
+        headroom=min(group.headroom for group in groups),
+        objective=result.objective,
+        bound=result.bound,
+        gap=result.gap,
+        solver=result.backend,
+        solve_s=result.seconds,
+        provenance=found.provenance,
+        assumptions=ask.assumptions + _price_assumptions(deployments),
+        warnings=_warnings(deployments, found.known_error),
+    )
+
+
+def _no_plan(ask: CapacityAsk, error: InfeasibleError, solver: str) -> Plan:
+    return Plan(
+        status="infeasible",
+        objective_name=ask.objective,
+        replicas=(),
+        gpus={},
+        cost_per_hour=None,
+        power_w=None,
+        power_note=POWER_NOTE,
+        quality=None,
+        predicted=(),
+        headroom=None,
+        objective=None,
+        bound=None,
+        gap=None,
+        solver=solver,
+        solve_s=0.0,
+        provenance=(),
+        assumptions=ask.assumptions,
+        reason=str(error),
+        constraint=error.constraint,
+        nearest=error.nearest,
+    )
+
+
+def _group(
+    deployment: Deployment,
+    count: int,
+    share: float,
+    load_qps: float,
+    found: Candidates,
+    index: int,
+    predicted: tuple[LatencyPrediction, ...],
+) -> ReplicaGroup:
+    grade = found.quality[index]
+    return ReplicaGroup(
+        deployment=deployment.name,
+        model=deployment.model.name,
+        quantization=str(deployment.quantization),
+        gpu=deployment.gpu.name,
+        tp=deployment.tp,
+        engine=deployment.engine,
+        engine_version=deployment.engine_version,
+        count=count,
+        cost_per_hour=deployment.price_per_hour,
+        share=share,
+        load_qps=load_qps,
+        saturation_qps=float(found.saturation_qps[index]),
+        quality=Prediction(grade.value, grade.lower, grade.upper, None, f"{grade.provenance}: {grade.source}"),
+        predicted=predicted,
+    )
+
+
+def _latencies(
+    ask: CapacityAsk, loaded: LoadedReplicas, known_error: Mapping[str, Any] | None
+) -> list[list[LatencyPrediction]]:
+    """Predict every percentile that has an SLO, and TTFT and TPOT at the default one: a row a metric, a column a group."""
+    wanted = {(slo.metric, slo.percentile or ask.percentile): slo.threshold_s for slo in ask.slos}
+    for metric in ("ttft", "tpot"):
+        if all(metric != asked for asked, _ in wanted):
+            wanted[metric, ask.percentile] = float("nan")
+    table = []
+    for (metric, percentile), threshold in sorted(wanted.items(), key=lambda item: (METRICS.index(item[0][0]), item[0][1])):
+        low, high = _error_band(metric, known_error)
+        slo = None if np.isnan(threshold) else threshold
+        table.append(
+            [
+                LatencyPrediction(metric, percentile, float(value), float(value * low), float(value * high), slo)
+                for value in loaded.percentile(metric, percentile)
+            ]
+        )
+    return table
+
+
+def _error_band(metric: str, known_error: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Return the range of measured over predicted; E2E takes the wider of TTFT's and TPOT's; unbounded if unknown."""
+    if known_error is None:
+        return 0.0, float("inf")
+    ratios = known_error["measured_over_predicted"]
+    bands = [ratios[name] for name in (("ttft", "tpot") if metric == "e2e" else ("ttft",) if metric == "ttft" else ("tpot",))]
+    return min(1.0, *(band["lower"] for band in bands)), max(1.0, *(band["upper"] for band in bands))
+
+
+def _mean_quality(groups: tuple[ReplicaGroup, ...]) -> Prediction:
+    """Weigh the groups' quality by the requests that they serve."""
+    total = sum(group.share for group in groups)
+
+    def mean(field: str) -> float:
+        return float(sum(group.share * getattr(group.quality, field) for group in groups) / total)
+
+    basis = "; ".join(dict.fromkeys(group.quality.basis for group in groups if group.share > 0))
+    return Prediction(mean("value"), mean("lower"), mean("upper"), None, basis)
+
+
+def _price_assumptions(deployments: list[Deployment]) -> tuple[Assumption, ...]:
+    gpus = {one.gpu.name: one.gpu for one in deployments}
+    return tuple(
+        Assumption(
+            f"price of {gpu.name}",
+            f"{gpu.price_per_hour:.3f} $/h each ({gpu.price_source}, {gpu.price_date})",
+            f"--price {gpu.name}=...",
+        )
+        for gpu in gpus.values()
+        if gpu.price_date
+    )
+
+
+def _warnings(deployments: list[Deployment], known_error: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if known_error is None:
+        return ("the error of these profiles against real serving is unknown",)
+    unchecked = sorted({one.gpu.name for one in deployments} - set(known_error["gpus"]))
+    if not unchecked:
+        return ()
+    checked = ", ".join(known_error["gpus"])
+    return (f"no end-to-end measurements check {', '.join(unchecked)}; the intervals are those of {checked}",)

@@ -1,0 +1,39 @@
+"""Deployments that no plan needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qplan.solvers.capacity.problem import CapacityProblem
+
+
+def undominated(problem: CapacityProblem) -> NDArray[np.int64]:
+    """Return the indices of the deployments worth planning with.
+
+    A deployment goes if it serves nothing, or if one or several replicas of another can stand in for each of its
+    own: on the same GPU type they take no more GPUs and no more money together, and carry at least as much of
+    every class at no less quality. The swap keeps any fleet's guarantees, also after the loss of a replica
+    (which is then a smaller loss), so neither objective, quality nor headroom suffers. Of equals, the first stays.
+    """
+    capacity, quality = problem.capacity_qps, problem.quality
+    gpus, cost = problem.gpus, problem.cost_per_hour
+    kept = (capacity > 0).any(0)
+    for d in np.flatnonzero(kept)[::-1]:
+        rivals = kept & (problem.gpu_type == problem.gpu_type[d]) & (gpus <= gpus[d]) & (cost <= cost[d])
+        rivals[d] = False
+        left = np.flatnonzero(rivals)
+        stand_ins = gpus[d] // gpus[left]
+        dear = stand_ins * cost[left] > cost[d]
+        stand_ins[dear] = cost[d] // cost[left[dear]]
+        for k in np.flatnonzero(capacity[:, d]):
+            as_good = (stand_ins * capacity[k, left] >= capacity[k, d]) & (quality[k, left] >= quality[k, d])
+            left, stand_ins = left[as_good], stand_ins[as_good]
+            if not left.size:
+                break
+        kept[d] = not left.size
+    return np.flatnonzero(kept)
