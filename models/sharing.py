@@ -96,15 +96,6 @@ class SharingModel:
         rate = _bisect(met, low, high)
         return np.where(never, 0.0, np.where(always, high, rate))
 
-    def at_concurrency(self, workload: Workload, concurrency: Floats) -> Replicas:
-        """Load each deployment with a closed loop that keeps `concurrency` (D,) requests in flight on average.
-
-        The rate follows from Little's law over a request's whole life; used to compare with closed-loop benchmarks.
-        """
-        station = _Station.of(self, workload)
-        low, high = station.stable_qps * _SPAN, station.stable_qps * (1 - _SPAN)
-        return station.at(_bisect(lambda rate: rate * station.at(rate).mean("e2e") < concurrency, low, high))
-
 
 @dataclass(frozen=True, slots=True)
 class _Station:

@@ -88,6 +88,8 @@ class StepTimes:
         _require_points(decode_s, names, "decode")
         decode_s = _fill(decode_s, context_axis)
         decode_s = np.swapaxes(_fill(np.swapaxes(decode_s, 1, 2), batch_axis), 1, 2)
+        # Prolonged segments of different lanes may cross; a larger iteration never takes less.
+        decode_s = np.maximum.accumulate(np.maximum.accumulate(decode_s, axis=2), axis=1)
         return cls(prefill_axis, _fill(prefill_s, prefill_axis), batch_axis, context_axis, decode_s)
 
     def take(self, index: Ints) -> StepTimes:
@@ -124,7 +126,8 @@ def _lerp(axis: Floats, values: Floats, at: Floats) -> Floats:
 def _fill(grid: Floats, axis: Floats) -> Floats:
     """Replace NaNs along the last axis of `grid` by interpolation, prolonging the last known segment."""
     lanes = grid.reshape(-1, grid.shape[-1]).copy()
-    for lane in lanes[np.isnan(lanes).any(axis=1)]:
+    for row in np.flatnonzero(np.isnan(lanes).any(axis=1)):
+        lane = lanes[row]
         known = np.flatnonzero(~np.isnan(lane))
         missing = np.flatnonzero(np.isnan(lane))
         if len(known):

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 JSON_SCHEMA_VERSION = 1
 _PROGRESS_FROM_ROWS = 5_000
 
-app = typer.Typer(
-    help="See, import, export and check the profiles that plans are made from.", no_args_is_help=True
-)
+app = typer.Typer(help="See, import, export and check the profiles that plans are made from.", no_args_is_help=True)
 
 Store = Annotated[
     str, typer.Option("--store", envvar="QPLAN_STORE", help="SQLite file, or URL: postgresql://user@host/db.")
@@ -145,9 +143,7 @@ def import_files(
     )
     table = pa.concat_tables([read_file(file, format_name, given) for file in files])
     with ProfileStore(store) as opened, _Progress(table.num_rows) as progress:
-        added = opened.add(
-            table, source=", ".join(map(str, files)), replace=overwrite, progress=progress.advance
-        )
+        added = opened.add(table, source=", ".join(map(str, files)), replace=overwrite, progress=progress.advance)
     if as_json:
         _print_json(store=_shown(store), **asdict(added))
         return
@@ -238,9 +234,7 @@ class _Progress:
 def _is_store(name: str) -> bool:
     """Whether a name is a store's rather than a pack's: a URL, or a file that is not Parquet."""
     path = Path(name)
-    return (
-        "://" in name or path.suffix in (".db", ".sqlite") or (path.suffix != ".parquet" and path.is_file())
-    )
+    return "://" in name or path.suffix in (".db", ".sqlite") or (path.suffix != ".parquet" and path.is_file())
 
 
 def _groups_if_any(store: str) -> tuple[Group, ...] | None:

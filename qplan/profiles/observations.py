@@ -62,7 +62,7 @@ def from_rows(rows: Sequence[Mapping[str, object]], source: str) -> pa.Table:
         values = [row.get(field.name) for row in rows]
         try:
             arrays.append(pa.array(values, type=field.type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
             raise InputError(f"{source}: column '{field.name}': {one_line(error)}") from None
     return conform(pa.table(arrays, schema=arrow_schema()), source)
 
@@ -85,9 +85,7 @@ def project(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
 
     schema = pa.schema([arrow_schema().field(name) for name in wanted])
     arrays = [
-        table[field.name].cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]
     return pa.table(arrays, schema=schema)

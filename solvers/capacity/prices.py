@@ -15,7 +15,6 @@ import numpy as np
 
 from qplan.core.errors import InfeasibleError
 from qplan.solvers.backends import MatrixProgram
-from qplan.solvers.capacity.prune import undominated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,12 +38,15 @@ class ShadowPrices:
         Objective units ($/h or GPUs) per additional request per second of each class.
     per_gpu : ndarray of shape (G,)
         Objective units saved per additional GPU of each type; 0 where the inventory does not bind.
+    excess : ndarray of shape (D,)
+        What a fleet's objective is at least above `relaxation` for each of its replicas.
     relaxation
         Objective of the relaxation: no fleet, whole or fractional, undercuts it.
     """
 
     per_qps: NDArray[np.float64]
     per_gpu: NDArray[np.float64]
+    excess: NDArray[np.float64]
     relaxation: float
 
 
@@ -56,7 +58,7 @@ def shadow_prices(problem: CapacityProblem, backend: SolverBackend) -> ShadowPri
     InfeasibleError
         If not even fractional replicas carry the demand.
     """
-    kept = undominated(problem)
+    kept = np.flatnonzero((problem.capacity_qps > 0).any(0))
     matrix = _values_and_prices(problem.load[:, kept])
     n_classes, n_kept = len(problem.classes), len(kept)
     limited = np.flatnonzero(np.isfinite(problem.inventory))
@@ -79,7 +81,14 @@ def shadow_prices(problem: CapacityProblem, backend: SolverBackend) -> ShadowPri
         raise InfeasibleError("the inventory does not carry the demand", constraint="inventory")
     per_gpu = np.zeros(len(problem.gpu_types))
     per_gpu[limited] = answer.values[rent]
-    return ShadowPrices(answer.values[:n_classes] / problem.rate_qps, per_gpu, -answer.objective)
+    worth = np.zeros(len(problem.deployments))
+    worth[kept] = answer.values[n_classes : n_classes + n_kept]
+    return ShadowPrices(
+        per_qps=answer.values[:n_classes] / problem.rate_qps,
+        per_gpu=per_gpu,
+        excess=problem.price + problem.gpus * per_gpu[problem.gpu_type] - worth,
+        relaxation=-answer.objective,
+    )
 
 
 def bottleneck(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qplan.solvers.capacity.problem import CapacityProblem
 
 
-def undominated(problem: CapacityProblem) -> NDArray[np.int64]:
+def undominated(problem: CapacityProblem, *, by_quality: bool) -> NDArray[np.int64]:
     """Return the indices of the deployments worth planning with.
 
     A deployment goes if it serves nothing, or if one or several replicas of another can stand in for each of its
@@ -31,7 +31,9 @@ def undominated(problem: CapacityProblem) -> NDArray[np.int64]:
         dear = stand_ins * cost[left] > cost[d]
         stand_ins[dear] = cost[d] // cost[left[dear]]
         for k in np.flatnonzero(capacity[:, d]):
-            as_good = (stand_ins * capacity[k, left] >= capacity[k, d]) & (quality[k, left] >= quality[k, d])
+            as_good = stand_ins * capacity[k, left] >= capacity[k, d]
+            if by_quality:
+                as_good &= quality[k, left] >= quality[k, d]
             left, stand_ins = left[as_good], stand_ins[as_good]
             if not left.size:
                 break

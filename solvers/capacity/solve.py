@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qplan.solvers.backends import Solution, open_backend
+from qplan.solvers.capacity.prices import shadow_prices
 from qplan.solvers.capacity.problem import CapacityProblem, CapacityResult
 from qplan.solvers.capacity.program import CapacityProgram, build
 from qplan.solvers.capacity.prune import undominated
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 #: By how much a tie-break may give way in what was settled before it, relative.
 _TIE = 1e-9
+
+#: How finely ties are broken, relative. Quality is not known better; and the last thousandth of it would take
+#: all headroom, by filling the best deployment to the brim.
+_QUALITY_STEP = 1e-3
+_HEADROOM_STEP = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Run:
         opened = open_backend(backend) if isinstance(backend, str) else backend
         return cls(opened, time.perf_counter() + time_limit_s, mip_gap)
 
-    def minimise(self, program: CapacityProgram) -> tuple[Solution, CapacityProgram]:
+    def minimise(self, program: CapacityProgram, *, mip_gap: float = 0.0) -> tuple[Solution, CapacityProgram]:
         """Solve the program, with a spare until its fleet survives every loss.
 
         Returns
@@ -47,11 +53,13 @@ class Run:
         CapacityProgram
             The program with the cuts that it took.
         """
+        if program.problem.spare:
+            program = self._cut_relaxation(program)
         while True:
             left_s = self.deadline - time.perf_counter()
             if left_s <= 0:
                 return Solution("no-solution"), program
-            answer = self.backend.solve(program.matrix, time_limit_s=left_s, mip_gap=self.mip_gap)
+            answer = self.backend.solve(program.matrix, time_limit_s=left_s, mip_gap=max(mip_gap, self.mip_gap))
             if answer.values is None or not program.problem.spare:
                 return answer, program
             cuts = broken_by_a_loss(program, answer.values, self.backend)
@@ -59,6 +67,20 @@ class Run:
                 return answer, program
             for prices in cuts:
                 program = with_cut(program, prices)
+
+    def _cut_relaxation(self, program: CapacityProgram) -> CapacityProgram:
+        """Add the cuts that the linear relaxation breaks: linear programs are cheap, searches are not."""
+        while time.perf_counter() < self.deadline:
+            relaxed = replace(program.matrix, integer=np.zeros_like(program.matrix.integer))
+            answer = self.backend.solve(
+                relaxed, time_limit_s=max(self.deadline - time.perf_counter(), 0.01), mip_gap=0.0
+            )
+            cuts = [] if answer.values is None else broken_by_a_loss(program, answer.values, self.backend)
+            if not cuts:
+                return program
+            for prices in cuts:
+                program = with_cut(program, prices)
+        return program
 
 
 def solve_capacity(
@@ -90,54 +112,14 @@ def solve_capacity(
     """
     start = time.perf_counter()
     run = Run.start(backend, time_limit_s, mip_gap)
-    program = build(problem, undominated(problem))
+    program = build(problem, undominated(problem, by_quality=False))
     first, program = run.minimise(program.minimising(problem.price))
-    if first.values is None or first.objective is None:
-        return _result(program, first, None, run, start)
-    values = first.values
-    if first.status == "optimal":
-        values = _break_ties(program, values, first.objective, run)
-    return _result(program, first, values, run, start)
-
-
-def _break_ties(
-    program: CapacityProgram, values: NDArray[np.float64], objective: float, run: Run
-) -> NDArray[np.float64]:
-    """Return the best of the fleets that cost `objective`, as far as time allows."""
-    problem = program.problem
-    program = program.spending_at_most(problem.price, objective * (1 + _TIE))
-
-    # Quality. Where a class's choices are all alike there is nothing to choose.
-    quality = program.pair_quality
-    answer, program = run.minimise(program.with_matrix(program.matrix.with_cost(program.share, -quality)))
-    if answer.values is None or answer.status != "optimal":
-        return values
-    values = answer.values
-    least = float(quality @ values[program.share]) * (1 - _TIE)
-    columns = np.append(program.share, program.scale)
-    program = program.with_matrix(program.matrix.with_row(columns, np.append(quality, -least), lower=0.0))
-
-    # The other objective.
-    other = problem.gpus.astype(float) if problem.objective == "cost" else problem.cost_per_hour
-    answer, program = run.minimise(program.minimising(other))
-    if answer.values is None or answer.objective is None or answer.status != "optimal":
-        return values
-    values = answer.values
-    program = program.spending_at_most(other, answer.objective * (1 + _TIE))
-
-    # Headroom: the demand scale that the fleet would carry at that quality.
-    matrix = program.matrix.with_bounds(program.scale, 1.0, np.inf).with_cost([program.scale], [-1.0])
-    answer, program = run.minimise(program.with_matrix(matrix))
-    return values if answer.values is None else answer.values
-
-
-def _result(
-    program: CapacityProgram, first: Solution, values: NDArray[np.float64] | None, run: Run, start: float
-) -> CapacityResult:
-    problem = program.problem
     counts = np.zeros(len(problem.deployments), np.int64)
     assignment = np.zeros(problem.capacity_qps.shape)
-    if values is not None:
+    if first.values is not None and first.objective is not None:
+        values = first.values
+        if first.status == "optimal":
+            program, values = _break_ties(program, values, first.objective, run)
         counts, assignment = program.counts(values), program.assignment(values)
     busy = (problem.load * assignment).sum(0)
     assert first.status != "unbounded"  # prices are not negative
@@ -152,3 +134,37 @@ def _result(
         seconds=time.perf_counter() - start,
         backend=run.backend.name,
     )
+
+
+def _break_ties(
+    cheapest: CapacityProgram, values: NDArray[np.float64], objective: float, run: Run
+) -> tuple[CapacityProgram, NDArray[np.float64]]:
+    """Return the best of the fleets that cost `objective`, and the program whose solution it is."""
+    problem = cheapest.problem
+    most = objective * (1 + _TIE)
+    prices = shadow_prices(problem, run.backend)
+    affordable = prices.relaxation + prices.excess <= most + _TIE
+    kept = undominated(problem, by_quality=True)
+    program = build(problem, kept[affordable[kept]]).spending_at_most(problem.price, most)
+
+    quality = program.pair_quality
+    answer, program = run.minimise(
+        program.with_matrix(program.matrix.with_cost(program.share, -quality)), mip_gap=_QUALITY_STEP
+    )
+    if answer.values is None:
+        return cheapest, values
+    best = program, answer.values
+    least = float(quality @ answer.values[program.share]) * (1 - _QUALITY_STEP)
+    columns = np.append(program.share, program.scale)
+    program = program.with_matrix(program.matrix.with_row(columns, np.append(quality, -least), lower=0.0))
+
+    other = problem.gpus.astype(float) if problem.objective == "cost" else problem.cost_per_hour
+    answer, program = run.minimise(program.minimising(other))
+    if answer.values is None or answer.objective is None:
+        return best
+    best = program, answer.values
+    program = program.spending_at_most(other, answer.objective * (1 + _TIE))
+
+    matrix = program.matrix.with_bounds(program.scale, 1.0, np.inf).with_cost([program.scale], [-1.0])
+    answer, program = run.minimise(program.with_matrix(matrix), mip_gap=_HEADROOM_STEP)
+    return best if answer.values is None else (program, answer.values)

@@ -37,7 +37,8 @@ def broken_by_a_loss(
     Parameters
     ----------
     values : ndarray
-        A solution of ``program.matrix``; its demand scale counts.
+        A solution of ``program.matrix`` or of its relaxation; its demand scale counts. Of a fraction of a
+        replica that fraction is lost.
 
     Returns
     -------
@@ -45,11 +46,11 @@ def broken_by_a_loss(
         Replica prices, largest 1.
     """
     load = program.problem.load[:, program.kept] * values[program.scale]
-    counts = np.round(values[program.count])
+    counts, used = values[program.count], values[program.used]
     found: list[NDArray[np.float64]] = []
-    for lost in np.flatnonzero(counts):
+    for lost in np.flatnonzero(used > _MISSING):
         left = counts.copy()
-        left[lost] -= 1
+        left[lost] -= used[lost]
         if any(_missing(load, left, prices / prices.sum()) > _MISSING for prices in found):
             continue  # a cut that is already on its way covers this loss too
         prices = bottleneck(load, left, backend)

@@ -117,12 +117,6 @@ def test_answers_of_one_token_have_no_tpot() -> None:
     assert rate[0] == pytest.approx(1 / (P0 + P1 * 500), rel=0.3)
 
 
-def test_a_closed_loop_keeps_its_concurrency() -> None:
-    workload = Workload.fixed("isl=500,osl=101")
-    replicas = affine().at_concurrency(workload, np.array([24.0]))
-    assert replicas.rate_qps[0] * replicas.mean("e2e")[0] == pytest.approx(24.0, rel=1e-6)
-
-
 def test_faster_hardware_takes_more(deployments: list[Deployment], steps: StepTimes) -> None:
     workload = Workload.named("chat")
     assert workload is not None

@@ -82,9 +82,7 @@ class Given:
         missing = [name for name in _FLAGS if name not in full]
         if missing:
             words = ", ".join(name.replace("_", " ") for name in missing)
-            raise InputError(
-                f"{source}: does not say the {words}; add {' '.join(_FLAGS[name] for name in missing)}"
-            )
+            raise InputError(f"{source}: does not say the {words}; add {' '.join(_FLAGS[name] for name in missing)}")
         full["model"] = _catalogue_name(str(full["model"]))
         full["quantization"] = str(Quantization.parse(str(full["quantization"]), "--quant"))
         full["gpu"] = Gpu.named(str(full["gpu"]), "--gpu").name

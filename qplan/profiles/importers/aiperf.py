@@ -40,9 +40,7 @@ def read(path: Path, given: Given) -> pa.Table:
 
 def _row(path: Path, run: Document) -> dict[str, Any]:
     if "request_latency" not in run and "error_request_count" not in run:
-        raise InputError(
-            f"{path}: not an aiperf summary: no 'request_latency' (profile_export_aiperf.json has it)"
-        )
+        raise InputError(f"{path}: not an aiperf summary: no 'request_latency' (profile_export_aiperf.json has it)")
     succeeded = count(path, run, "request_count", "avg") or 0
     failed = count(path, run, "error_request_count", "avg") or 0
     row: dict[str, Any] = {
@@ -78,8 +76,7 @@ def _seconds(path: Path, run: Document, metric: str, statistic: str) -> float | 
     unit = text(run, metric, "unit") or ""
     if unit not in _UNITS:
         raise InputError(
-            f"{path}: '{metric}' has unit '{unit}'; expected one of {', '.join(_UNITS)}"
-            f"{nearest(unit, _UNITS)}"
+            f"{path}: '{metric}' has unit '{unit}'; expected one of {', '.join(_UNITS)}{nearest(unit, _UNITS)}"
         )
     return scaled(value, _UNITS[unit])
 

@@ -61,9 +61,7 @@ def _rows(path: Path, lines: Any, given: Given) -> Iterator[dict[str, Any]]:
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(header):
-            raise InputError(
-                f"{path}, line {lines.line_num}: {len(cells)} cells where the header has {len(header)}"
-            )
+            raise InputError(f"{path}, line {lines.line_num}: {len(cells)} cells where the header has {len(header)}")
         where = f"{path}, line {lines.line_num}"
         row = {
             target.column.name: _value(cell.strip(), target, f"{where}, column '{name}'")

@@ -36,9 +36,7 @@ def read(path: Path, given: Given) -> pa.Table:
 def _row(path: Path, run: Document) -> dict[str, Any]:
     completed = count(path, run, "completed")
     if completed is None or "request_throughput" not in run:
-        raise InputError(
-            f"{path}: not a result of `vllm bench serve`: no 'completed' and 'request_throughput'"
-        )
+        raise InputError(f"{path}: not a result of `vllm bench serve`: no 'completed' and 'request_throughput'")
     if run.get("ramp_up_strategy"):
         raise InputError(f"{path}: the request rate ramps up during the run; a profile is of one rate")
     failed = count(path, run, "failed")

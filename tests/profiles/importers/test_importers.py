@@ -458,6 +458,7 @@ _JUNK = st.one_of(
     st.floats(),
     st.text(max_size=6),
     st.just([]),
+    st.just("\ud800"),
     st.just({}),
     st.just([{}, 1]),
 )
