@@ -1,11 +1,11 @@
 """A replica under a closed loop: a fixed number of requests always in flight, as most benchmarks drive it.
 
-With ``N`` requests in flight a decode step of all of them takes ``D(N)``, and between two of its tokens a sequence sees its
-share of the others' prefills: TPOT is ``D(N) + (N - 1) P / L``. TTFT is the residual of the running iteration, the wait for
-prefills ahead and the own one; prefill is a station of a closed network whose other station is decoding, solved by
-mean-value analysis (Reiser & Lavenberg 1980). Requests are taken to come at random moments, as under the open loop that
-plans are made for. A benchmark whose requests are all of one length keeps them in step, and then they wait for one
-another's prefills: up to ``(N + 1) / 2`` of them on average.
+With ``N`` requests in flight a decode step of all of them takes ``D(N)``, and between two of its tokens a sequence
+sees its share of the others' prefills: TPOT is ``D(N) + (N - 1) P / L``. TTFT is the residual of the running
+iteration, the wait for prefills ahead and the own one; prefill is a station of a closed network whose other station
+is decoding, solved by mean-value analysis (Reiser & Lavenberg 1980). Requests are taken to come at random moments, as
+under the open loop that plans are made for. A benchmark whose requests are all of one length keeps them in step, and
+then they wait for one another's prefills: up to ``(N + 1) / 2`` of them on average.
 """
 
 from __future__ import annotations

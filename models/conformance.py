@@ -52,7 +52,9 @@ class ServingModelConformance:
         stable = self._stable_qps(model)
         for metric in METRICS:
             for percentile in PERCENTILES:
-                curve = np.array([model.at(WORKLOAD, stable * share).percentile(metric, percentile) for share in SHARES])
+                curve = np.array(
+                    [model.at(WORKLOAD, stable * share).percentile(metric, percentile) for share in SHARES]
+                )
                 assert (np.diff(curve, axis=0) >= -1e-9 * curve[1:]).all(), (metric, percentile)
 
     def test_percentiles_are_ordered(self) -> None:
@@ -82,7 +84,9 @@ class ServingModelConformance:
         assert (rate > 0).all()
         for factor, held in ((1.0, True), (1.01, False)):
             replicas = model.at(WORKLOAD, rate * factor)
-            met = [replicas.attainment(slo.metric, slo.threshold_s) >= (slo.percentile or 0) / 100 - 1e-9 for slo in slos]
+            met = [
+                replicas.attainment(slo.metric, slo.threshold_s) >= (slo.percentile or 0) / 100 - 1e-9 for slo in slos
+            ]
             assert (np.all(met, axis=0) == held).all()
 
     def test_a_looser_slo_never_lowers_the_saturation_rate(self) -> None:

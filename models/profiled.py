@@ -74,7 +74,8 @@ def profiled(table: pa.Table, where: str) -> Profiled | None:
         [f"{deployment} in {where}" for deployment in deployments],
     )
     sources = sorted(
-        f"{row['provenance']}: {row['source']}" for row in good.group_by(["provenance", "source"]).aggregate([]).to_pylist()
+        f"{row['provenance']}: {row['source']}"
+        for row in good.group_by(["provenance", "source"]).aggregate([]).to_pylist()
     )
     return Profiled(deployments, step_times, tuple(sources))
 

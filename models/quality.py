@@ -212,9 +212,7 @@ def _nearest_rows(wanted: Quantization, same: Sequence[_Row]) -> tuple[Sequence[
     raise InputError(f"quality: no figure is published for {wanted.weights.bits}-bit weights ({wanted})")
 
 
-def _summary(
-    values: Sequence[float], weights: Sequence[float], task: str, provenance: str, source: str
-) -> Quality:
+def _summary(values: Sequence[float], weights: Sequence[float], task: str, provenance: str, source: str) -> Quality:
     """Return the weighted mean, and two weighted standard deviations or the task's own noise around it."""
     total = math.fsum(weights)
     mean = math.fsum(w * v for w, v in zip(weights, values, strict=True)) / total

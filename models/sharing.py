@@ -1,33 +1,38 @@
 """Continuous batching as a processor-sharing queue.
 
 One replica runs iterations: a decode iteration of ``n`` sequences takes ``D(n)`` seconds and gives each a token; a
-prompt of length ``i`` is prefilled in ``P(i)`` seconds, during which the running sequences wait. Requests arrive as
-a Poisson stream of rate ``λ``; one generates ``L`` tokens after the first in the mean. At most ``m`` sequences run at once.
+prompt of length ``i`` is prefilled in ``P(i)`` seconds, during which the running sequences wait. Requests arrive as a
+Poisson stream of rate ``λ``; one generates ``L`` tokens after the first in the mean. At most ``m`` sequences run at
+once.
 
-**Mean values.** With ``n`` sequences running, one takes ``R(n) = L D(n) + n P̄`` seconds of service:
-its own decode steps, its own prefill and that of each request that arrives meanwhile, of which in balance there are ``n``.
-Sharing an engine like this is a symmetric queue, whose number of requests depends on the lengths only
-through their mean (Kelly, *Reversibility and Stochastic Networks*, 1979, section 3.3)::
+**Mean values.** With ``n`` sequences running, one takes ``R(n) = L D(n) + n P̄`` seconds of service: its own decode
+steps, its own prefill and that of each request that arrives meanwhile, of which in balance there are ``n``. Sharing
+an engine like this is a symmetric queue, whose number of requests depends on the lengths only through their mean
+(Kelly, *Reversibility and Stochastic Networks*, 1979, section 3.3)::
 
     p(n) ∝ Π_{k≤n} λ R(min(k, m)) / min(k, m)
 
 By Little's law the mean TPOT is ``τ = (E[min(n, m)] - λ P̄) / (λ L)``: the mean batch is rate x output tokens x step
-time, the fixed point ``b = λ R(b)`` of mean-value models, here with its spread. The replica is stable up to ``λ = m / R(m)``.
+time, the fixed point ``b = λ R(b)`` of mean-value models, here with its spread. The replica is stable up to ``λ = m /
+R(m)``.
 
 **Slots.** ``m`` is how many sequences fit the KV cache at their full length, which TensorRT-LLM's default scheduler
 (GUARANTEED_NO_EVICT) reserves, or the engine's largest batch.
 
 **Spread**, per length bucket of the workload:
 
-* TTFT is the residual of the running iteration (uniform) + the wait for a slot (with the probability that
-  ``n ≥ m``, exponential) + the wait for prefills ahead (M/G/1, Pollaczek-Khinchine; exponential given busy) + ``P(i)``.
+* TTFT is the residual of the running iteration (uniform) + the wait for a slot (with the probability that ``n ≥ m``,
+  exponential) + the wait for prefills ahead (M/G/1, Pollaczek-Khinchine; exponential given busy) + ``P(i)``.
 * TPOT is normal around ``τ``. Its variance is that of ``R(n) / L`` as running sequences meet it, plus that of the
-  prefills which interrupt the request, a delay busy period: ``λ τ E[P²] / (1 - ρ)²`` over its decode steps, ``ρ = λ P̄``.
-* ITL is the step, or the step + ``P(i)`` in the gaps that hold a prefill. E2E is the sum of TTFT and (output - 1) TPOT.
+  prefills which interrupt the request, a delay busy period: ``λ τ E[P²] / (1 - ρ)²`` over its decode steps, ``ρ = λ
+  P̄``.
+* ITL is the step, or the step + ``P(i)`` in the gaps that hold a prefill. E2E is the sum of TTFT and (output - 1)
+  TPOT.
 
-Against a step-by-step simulation of that very engine (``tests/models/test_sharing.py``) means and 90th percentiles are
-within 10 % up to 80 % of the stable rate. What it leaves out: chunked prefill and prompts that share an iteration (both soften TTFT at high load), the engine's
-own overhead, bursts beyond Poisson. Percentiles from the median up never fall with ``λ``.
+Against a step-by-step simulation of that very engine (``tests/models/test_sharing.py``) means and 90th percentiles
+are within 10 % up to 80 % of the stable rate. What it leaves out: chunked prefill and prompts that share an iteration
+(both soften TTFT at high load), the engine's own overhead, bursts beyond Poisson. Percentiles from the median up
+never fall with ``λ``.
 """
 
 from __future__ import annotations
@@ -259,9 +264,7 @@ class Replicas:
     def percentile(self, metric: str, percentile: float) -> Floats:
         """Return the `percentile` of `metric` in seconds; infinite beyond saturation."""
         low, high = np.full(len(self.rate_qps), 1e-9), np.full(len(self.rate_qps), _MANY_SECONDS)
-        return np.where(
-            self.stable, _bisect(lambda at: self._share(metric, at) < percentile / 100, low, high), np.inf
-        )
+        return np.where(self.stable, _bisect(lambda at: self._share(metric, at) < percentile / 100, low, high), np.inf)
 
     def _share(self, metric: str, at: Floats) -> Floats:
         shares = {"ttft": self._ttft, "tpot": self._tpot, "itl": self._itl, "e2e": self._e2e}[metric](at[:, None])

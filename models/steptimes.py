@@ -1,9 +1,10 @@
 """Iteration times of deployments on dense grids, interpolated.
 
-One engine iteration either prefills prompts or advances every running sequence by a token. A profile holds the time of
-such iterations at grid points; this module stacks the profiles of many deployments into arrays and reads between the points.
-Decode times are interpolated linearly in batch and in context, the variables in which memory traffic is linear; prefill
-times linearly in tokens. Both keep the monotonicity of the grid. Beyond the grid the last segment is prolonged.
+One engine iteration either prefills prompts or advances every running sequence by a token. A profile holds the time
+of such iterations at grid points; this module stacks the profiles of many deployments into arrays and reads between
+the points. Decode times are interpolated linearly in batch and in context, the variables in which memory traffic is
+linear; prefill times linearly in tokens. Both keep the monotonicity of the grid. Beyond the grid the last segment is
+prolonged.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """``python -m qplan.models.validation``: the error of a composed pack against end-to-end measurements.
 
-The measurements are the rows of ``silicon_sample.csv``, which the PyPI package ``aiconfigurator-core`` carries: closed-loop
-runs of real engines with their mean TTFT and TPOT. Each row of a deployment that the pack holds is predicted at the same
-concurrency (:mod:`qplan.models.closedloop`). The error is that of the whole chain, from kernel tables to latencies; the measured
-engine may be another version, or another engine, than the tables come from, which the table of groups shows.
+The measurements are the rows of ``silicon_sample.csv``, which the PyPI package ``aiconfigurator-core`` carries:
+closed-loop runs of real engines with their mean TTFT and TPOT. Each row of a deployment that the pack holds is
+predicted at the same concurrency (:mod:`qplan.models.closedloop`). The error is that of the whole chain, from kernel
+tables to latencies; the measured engine may be another version, or another engine, than the tables come from, which
+the table of groups shows.
 """
 
 from __future__ import annotations
@@ -122,7 +123,11 @@ def known_error(comparisons: list[Comparison], source: str = PACKAGE) -> dict[st
         "coverage": COVERAGE,
         "measured_over_predicted": {
             metric: dict(
-                zip(("lower", "median", "upper"), np.percentile(ratios(own, metric), tails).round(3).tolist(), strict=True)
+                zip(
+                    ("lower", "median", "upper"),
+                    np.percentile(ratios(own, metric), tails).round(3).tolist(),
+                    strict=True,
+                )
             )
             for metric in ("ttft", "tpot")
         },
@@ -140,7 +145,8 @@ def table(comparisons: list[Comparison]) -> str:
     for one in comparisons:
         groups.setdefault((one.run.model, one.run.quantization, one.run.gpu, one.run.engine), []).append(one)
     lines = [
-        "| model | quantization | GPU | measured on | runs | TPOT error | measured / predicted | TTFT error | measured / predicted |",
+        "| model | quantization | GPU | measured on | runs "
+        "| TPOT error | measured / predicted | TTFT error | measured / predicted |",
         "| --- | --- | --- | --- | --: | --: | --: | --: | --: |",
     ]
     for key, members in sorted(groups.items()):
@@ -176,7 +182,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.write:
         path = find_pack(PACK).with_suffix(".json")
         card = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps({**card, "known_error": error}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({**card, "known_error": error}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ class Wait:
 
     def mean(self) -> Floats:
         """Return the mean wait, (D,) seconds."""
-        return self.active * self.step_s / 2 + sum(queue.probability / queue.rate for queue in (self.first, self.second))
+        return self.active * self.step_s / 2 + sum(
+            queue.probability / queue.rate for queue in (self.first, self.second)
+        )
 
     def variance(self) -> Floats:
         """Return the variance of the wait, (D,) seconds squared."""

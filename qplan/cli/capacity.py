@@ -23,11 +23,15 @@ def capacity(
     qps: Annotated[str, typer.Option("--qps", help="Requests per second to serve.", metavar="RATE")],
     slo: Annotated[
         list[str] | None,
-        typer.Option(help="Objective such as ttft=1s or p99:tpot=50ms (ttft, tpot, itl, e2e); repeatable.", metavar="SLO"),
+        typer.Option(
+            help="Objective such as ttft=1s or p99:tpot=50ms (ttft, tpot, itl, e2e); repeatable.", metavar="SLO"
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Model that may serve, or a config.json; repeatable. Quality refers to the first.", metavar="NAME"),
+        typer.Option(
+            help="Model that may serve, or a config.json; repeatable. Quality refers to the first.", metavar="NAME"
+        ),
     ] = None,
     workload: Annotated[
         str | None,
@@ -46,9 +50,7 @@ def capacity(
         list[str] | None,
         typer.Option(help="GPUs to be had: a100=16,h100=8; a name alone is without limit.", metavar="LIST"),
     ] = None,
-    price: Annotated[
-        list[str] | None, typer.Option(help="Your own $/h per GPU: h100=2.99.", metavar="LIST")
-    ] = None,
+    price: Annotated[list[str] | None, typer.Option(help="Your own $/h per GPU: h100=2.99.", metavar="LIST")] = None,
     objective: Annotated[str, typer.Option(help="What to minimise: cost or gpus.", metavar="WHAT")] = "cost",
     spare: Annotated[int, typer.Option(help="1: the fleet survives the loss of any one replica.", metavar="N")] = 0,
     profiles: Annotated[
@@ -56,7 +58,9 @@ def capacity(
     ] = "trtllm-composed",
     solver: Annotated[str, typer.Option(help="highs, pulp:cbc, pulp:highs or pulp:NAME.", metavar="NAME")] = "highs",
     time_limit: Annotated[str, typer.Option(help="Longest time to solve.", metavar="TIME")] = "20s",
-    explain: Annotated[bool, typer.Option("--explain", help="Say why this plan: what binds, what it is worth.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why this plan: what binds, what it is worth.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Size a fleet: how many replicas of which deployment serve this load within these SLOs, at the least cost."""
@@ -84,9 +88,10 @@ def capacity(
         percentile=percentile,
         profiles=profiles,
     )
-    plan = plan_capacity(ask, solver=solver, time_limit_s=parse_duration(time_limit, "--time-limit"))
-    print_plan(plan, as_json=json_output)
-    if plan.status == "infeasible":
+    seconds = parse_duration(time_limit, "--time-limit")
+    answer = plan_capacity(ask, solver=solver, time_limit_s=seconds, explained=explain)
+    print_plan(answer.plan, answer.explanation, as_json=json_output)
+    if answer.plan.status == "infeasible":
         raise typer.Exit(3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 JSON_SCHEMA_VERSION = 1
 _PROGRESS_FROM_ROWS = 5_000
+_PIPED_WIDTH = 200  # of a table that goes to a file or a pipe, where nothing says how wide it may be
 
 app = typer.Typer(help="See, import, export and check the profiles that plans are made from.", no_args_is_help=True)
 
@@ -68,7 +70,8 @@ def show(
 
     if name is None or _is_store(name):
         with ProfileStore(name or store) as opened:
-            about, groups = {"store": str(opened)}, opened.summary()
+            groups = opened.summary()
+            about: dict[str, Any] = {"store": str(opened)}
     else:
         pack = read_pack(name, columns=SUMMED_COLUMNS)
         about, groups = pack.card.to_json(), summarize(pack.table)
@@ -76,8 +79,12 @@ def show(
         _print_json(**about, groups=[asdict(group) for group in groups])
         return
     for field, value in about.items():
-        if value not in (None, (), ""):
-            typer.echo(f"{field}: {value if isinstance(value, str | int) else json.dumps(value)}")
+        if isinstance(value, str | int):
+            typer.echo(f"{field}: {value}")
+    if about.get("known_error") is not None:
+        typer.echo(f"known error: {json.dumps(about['known_error'])}")
+    for note in about.get("notes", ()):
+        typer.echo(f"note: {note}")
     _print_table(
         ("model", "quantization", "GPU", "TP", "engine", "phase", "provenance", "ok", "rows"),
         [
@@ -274,4 +281,4 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         table.add_column(name, justify="right" if name in ("rows", "ok", "TP") else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)

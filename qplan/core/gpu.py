@@ -68,9 +68,7 @@ class Gpu:
         gpu = _by_alias().get(_fold(name))
         if gpu is None:
             known = [gpu.name for gpu in cls.catalogue()]
-            raise InputError(
-                f"{where}: unknown GPU '{name}'; known are {', '.join(known)}{nearest(name, _by_alias())}"
-            )
+            raise InputError(f"{where}: unknown GPU '{name}'; known are {', '.join(known)}{nearest(name, _by_alias())}")
         return gpu
 
     @staticmethod

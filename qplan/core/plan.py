@@ -136,13 +136,15 @@ class Plan:
         for group, replicas in zip(data["replicas"], self.replicas, strict=True):
             group["predicted"] = _by_metric(group["predicted"])
             group["headroom"] = replicas.headroom
-        return {"schema_version": SCHEMA_VERSION, **data}
+        lists = {key: list(value) for key, value in data.items() if isinstance(value, tuple)}
+        return {"schema_version": SCHEMA_VERSION, **data, **lists}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Read what :meth:`to_json` wrote; an unknown schema version or a missing field is an :class:`InputError`."""
         fields = dict(data)
         version = fields.pop("schema_version", None)
+        fields.pop("explanation", None)  # told beside a plan, not part of it
         if version != SCHEMA_VERSION:
             raise InputError(f"plan: schema_version is {version!r}; this qplan reads {SCHEMA_VERSION}")
         try:
@@ -158,7 +160,7 @@ class Plan:
 
 
 def _by_metric(predictions: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Key predictions by metric; a metric with objectives on several percentiles is keyed ``p90:ttft``, ``p99:ttft``."""
+    """Key predictions by metric; one with several percentiles is keyed ``p90:ttft``, ``p99:ttft``."""
     names = [prediction["metric"] for prediction in predictions]
     return {
         f"p{one['percentile']:g}:{one['metric']}" if names.count(one["metric"]) > 1 else one["metric"]: {

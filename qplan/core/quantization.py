@@ -100,7 +100,7 @@ class Quantization:
 
     @property
     def kv_bits_per_value(self) -> float:
-        """Stored bits of a KV-cache value; below 8 bits a 16-bit scale and zero point are shared by 128 values (QServe)."""
+        """Stored bits of a KV-cache value; below 8 bits, 128 values share a 16-bit scale and zero point (QServe)."""
         return self.kv.bits + (32 / 128 if self.kv.bits < 8 else 0)
 
     def refusal(self, gpu: Gpu) -> str | None:
@@ -146,9 +146,7 @@ def _split_kv(text: str, where: str) -> tuple[str, NumberFormat]:
     if not kind and scheme is not None and scheme.activations.bits == 8:
         kind = "fp" if scheme.activations.kind == "float" else "int"
     if (bits, kind) not in _KV_FORMATS:
-        raise InputError(
-            f"{where}: cannot tell the KV-cache format of '{text}'; expected KV8-INT, KV8-FP or KV4-INT"
-        )
+        raise InputError(f"{where}: cannot tell the KV-cache format of '{text}'; expected KV8-INT, KV8-FP or KV4-INT")
     if base.casefold() == "w8a8":
         base = f"W8A8-{kind}"
     return base, _KV_FORMATS[bits, kind]

@@ -72,7 +72,7 @@ class Slo:
 
     @classmethod
     def parse_all(cls, texts: Iterable[str], where: str = "--slo") -> tuple[Slo, ...]:
-        """Read several SLOs, each text one or a comma-separated list; the same metric and percentile twice is an error."""
+        """Read several SLOs, each text one or a comma-separated list; no metric and percentile may come twice."""
         slos = tuple(cls.parse(part, where) for text in texts for part in text.split(","))
         for index, slo in enumerate(slos):
             if any((slo.metric, slo.percentile) == (other.metric, other.percentile) for other in slos[:index]):

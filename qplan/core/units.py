@@ -90,7 +90,6 @@ def _quantity(text: str, units: dict[str, float], bare: str, where: str, *, exam
     folded = {name.casefold(): scale for name, scale in units.items()}
     if unit.casefold() not in folded:
         raise InputError(
-            f"{where}: unknown unit '{unit}' in '{text}'; expected one of {', '.join(units)}"
-            f"{nearest(unit, units)}"
+            f"{where}: unknown unit '{unit}' in '{text}'; expected one of {', '.join(units)}{nearest(unit, units)}"
         )
     return number * folded[unit.casefold()]

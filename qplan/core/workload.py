@@ -50,8 +50,8 @@ class Workload:
         for bucket in self.buckets:
             if not (bucket.input_tokens >= 1 and bucket.output_tokens >= 1 and bucket.weight > 0):
                 raise InputError(
-                    f"workload {self.name}: a bucket of {bucket.input_tokens:g} input and {bucket.output_tokens:g} output "
-                    f"tokens with weight {bucket.weight:g}; expected at least 1 token each and a positive weight"
+                    f"workload {self.name}: a bucket of {bucket.input_tokens:g} input and {bucket.output_tokens:g} "
+                    f"output tokens with weight {bucket.weight:g}; expected at least 1 token each and a positive weight"
                 )
         if abs(sum(bucket.weight for bucket in self.buckets) - 1) > 1e-6:
             raise InputError(f"workload {self.name}: the weights of its buckets do not sum to 1")
@@ -62,7 +62,10 @@ class Workload:
         triples = list(buckets)
         total = sum(weight for _, _, weight in triples)
         return cls(
-            name, task, tuple(LengthBucket(i, o, weight / total) for i, o, weight in triples) if total > 0 else (), source
+            name,
+            task,
+            tuple(LengthBucket(i, o, weight / total) for i, o, weight in triples) if total > 0 else (),
+            source,
         )
 
     @classmethod

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import sqlalchemy as sa
 
-DEFAULT_STORE = "qplan.db"
 LOCK_TIMEOUT_S = 30.0
 
 _CHUNK_ROWS = 2_000

@@ -1,8 +1,8 @@
 """Workloads from what a user names: a mix, fixed lengths, a trace, or a dataset.
 
-A trace is a CSV file with the columns of Azure's public LLM traces, ``TIMESTAMP, ContextTokens, GeneratedTokens``. A dataset
-is a Hugging Face name or a local path, read through the library ``datasets`` (extra ``qplan[datasets]``), with one of the
-column pairs of :data:`TEXT_COLUMNS` or a ShareGPT-like ``conversations``; its tokens are counted as
+A trace is a CSV file with the columns of Azure's public LLM traces, ``TIMESTAMP, ContextTokens, GeneratedTokens``. A
+dataset is a Hugging Face name or a local path, read through the library ``datasets`` (extra ``qplan[datasets]``),
+with one of the column pairs of :data:`TEXT_COLUMNS` or a ShareGPT-like ``conversations``; its tokens are counted as
 :data:`CHARACTERS_PER_TOKEN` characters each, which the workload's source says.
 """
 
@@ -57,7 +57,6 @@ def read_workload(text: str, where: str = "--workload") -> Workload:
 
 
 def _trace(path: Path, where: str) -> Workload:
-    lengths = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -66,12 +65,10 @@ def _trace(path: Path, where: str) -> Workload:
                 raise InputError(
                     f"{where}: {path} has no column {missing[0]}; expected the columns {', '.join(TRACE_COLUMNS)}"
                 )
-            for row in reader:
-                lengths.append(
-                    tuple(
-                        _tokens(row[name], name, path, reader.line_num, where) for name in TRACE_COLUMNS[1:]
-                    )
-                )
+            lengths = [
+                tuple(_tokens(row[name], name, path, reader.line_num, where) for name in TRACE_COLUMNS[1:])
+                for row in reader
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{where}: cannot read {path}: {error}") from None
     return _of_lengths(path.name, "general", lengths, f"trace {path.name}, {len(lengths)} requests", where)
@@ -124,14 +121,11 @@ def _text_lengths(
             )
         pairs = ((row[names[0]], row[names[1]]) for row in rows)
     return [
-        (len(str(first)) / CHARACTERS_PER_TOKEN, len(str(second)) / CHARACTERS_PER_TOKEN)
-        for first, second in pairs
+        (len(str(first)) / CHARACTERS_PER_TOKEN, len(str(second)) / CHARACTERS_PER_TOKEN) for first, second in pairs
     ]
 
 
-def _of_lengths(
-    name: str, task: str, lengths: Sequence[tuple[float, ...]], source: str, where: str
-) -> Workload:
+def _of_lengths(name: str, task: str, lengths: Sequence[tuple[float, ...]], source: str, where: str) -> Workload:
     import numpy as np
 
     from qplan.profiles.lengths.buckets import bucket

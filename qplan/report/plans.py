@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from qplan.core.units import format_duration
@@ -13,18 +14,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qplan.core.plan import LatencyPrediction, Plan, ReplicaGroup
+    from qplan.solvers.capacity.why import Explanation
 
 
-def print_plan(plan: Plan, *, as_json: bool) -> None:
-    """Print `plan` as JSON or as tables."""
+def print_plan(plan: Plan, explanation: Explanation | None = None, *, as_json: bool) -> None:
+    """Print `plan` as JSON or as tables, with its `explanation` if there is one."""
     if as_json:
-        print_json(plan.to_json())
+        extra = {} if explanation is None else {"explanation": asdict(explanation)}
+        print_json({**plan.to_json(), **extra})
         return
     out = console()
     if plan.status == "infeasible":
         _print_refusal(out, plan)
     else:
         _print_fleet(out, plan)
+    if explanation is not None:
+        _print_explanation(out, plan, explanation)
     _print_assumptions(out, plan)
 
 
@@ -70,6 +75,27 @@ def _print_fleet(out: Console, plan: Plan) -> None:
     for warning in plan.warnings:
         facts.add_row("[yellow]warning[/yellow]", warning)
     out.print(facts)
+
+
+def _print_explanation(out: Console, plan: Plan, why: Explanation) -> None:
+    out.print("\n[bold]why this plan[/bold]")
+    table = _facts()
+    table.add_row("one more request/s", f"costs {why.marginal_cost_per_qps:.3g} {why.unit}, were replicas divisible")
+    whole = f"{why.whole_replicas_cost:.3g} {why.unit} of {plan.objective:.4g} are paid because replicas come whole"
+    table.add_row("whole replicas", whole)
+    for name, worth in why.worth_of_gpu.items():
+        table.add_row("inventory binds", f"one more {name} would take {worth:.3g} {why.unit} off")
+    for group in plan.replicas:
+        for latency in group.predicted:
+            if latency.slo is not None and latency.value > 0.9 * latency.slo:
+                table.add_row("SLO binds", f"{latency.metric.upper()} p{latency.percentile:g} of {group.deployment}")
+    for other in why.runner_ups:
+        fleet = " + ".join(f"{count} x {name}" for name, count in other.replicas.items())
+        more = f"{other.objective:.4g} {why.unit}, {other.objective / max(plan.objective or 0, 1e-12) - 1:+.1%}"
+        table.add_row("runner-up", f"{fleet}: {more} (without {other.without})")
+    for reason, count in why.rejected.items():
+        table.add_row("left out", f"{count} deployments: {reason}")
+    out.print(table)
 
 
 def _print_assumptions(out: Console, plan: Plan) -> None:

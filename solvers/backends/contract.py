@@ -127,10 +127,10 @@ class MatrixProgram:
         cost[np.asarray(columns)] = values
         return replace(self, cost=cost)
 
-    def with_bounds(self, column: int, lower: float, upper: float) -> MatrixProgram:
-        """Replace the bounds of one column."""
+    def with_bounds(self, columns: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> MatrixProgram:
+        """Replace the bounds of some columns."""
         lowers, uppers = self.lower.copy(), self.upper.copy()
-        lowers[column], uppers[column] = lower, upper
+        lowers[np.asarray(columns)], uppers[np.asarray(columns)] = lower, upper
         return replace(self, lower=lowers, upper=uppers)
 
     @property
@@ -230,7 +230,7 @@ def conclude(
 
 def feasible_point(program: MatrixProgram, values: ArrayLike) -> NDArray[np.float64] | None:
     """Return `values` with integer columns made whole, or None if they break a row or bound."""
-    point = np.array(values, float)
+    point: NDArray[np.float64] = np.array(values, float)
     if point.shape != program.cost.shape or not np.isfinite(point).all():
         return None
     whole = np.round(point)
@@ -242,7 +242,7 @@ def feasible_point(program: MatrixProgram, values: ArrayLike) -> NDArray[np.floa
     slack = FEASIBILITY_TOLERANCE * np.maximum(1.0, np.abs(point))
     if (point < program.lower - slack).any() or (point > program.upper + slack).any():
         return None
-    point = np.minimum(np.maximum(point, program.lower), program.upper)
+    point = np.asarray(np.minimum(np.maximum(point, program.lower), program.upper))
 
     terms = program.data * point[program.indices]
     row_of = np.repeat(np.arange(len(program.row_lower)), np.diff(program.indptr))

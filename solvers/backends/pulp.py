@@ -108,9 +108,7 @@ class PulpBackend:
             claim = "unbounded" if anywhere.values is not None else anywhere.status
         values = [
             _value(variable, lower, upper)
-            for variable, lower, upper in zip(
-                variables, program.lower.tolist(), program.upper.tolist(), strict=True
-            )
+            for variable, lower, upper in zip(variables, program.lower.tolist(), program.upper.tolist(), strict=True)
         ]
         return conclude(program, claim, values=values, bound=bound, seconds=time.perf_counter() - start)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from qplan.core.errors import InputError, nearest
 from qplan.core.gpu import Gpu
@@ -24,7 +25,7 @@ OBJECTIVES = ("cost", "gpus")
 
 @dataclass(frozen=True, slots=True)
 class CapacityAsk:
-    """What fleet serves `rate_qps` requests/s of `workload` within `slos`?
+    """A fleet is wanted that serves `rate_qps` requests/s of `workload` within `slos`.
 
     Attributes
     ----------
@@ -70,7 +71,7 @@ class CapacityAsk:
         quantizations: Sequence[Quantization] = (),
         inventory: Mapping[str, float] | None = None,
         prices: Mapping[str, float] | None = None,
-        objective: Objective = "cost",
+        objective: str = "cost",
         spare: int = 0,
         percentile: float | None = None,
         profiles: str = DEFAULT_PROFILES,
@@ -90,7 +91,8 @@ class CapacityAsk:
             raise InputError(f"--percentile: {percentile:g}; expected between 0 and 100")
         if objective not in OBJECTIVES:
             raise InputError(
-                f"--objective: unknown '{objective}'; expected {' or '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
+                f"--objective: unknown '{objective}'; expected {' or '.join(OBJECTIVES)}"
+                f"{nearest(objective, OBJECTIVES)}"
             )
         if spare not in (0, 1):
             raise InputError(f"--spare: {spare}; expected 0 or 1, the loss of any one replica")
@@ -126,7 +128,7 @@ class CapacityAsk:
             tuple(quantizations) or None,
             inventory,
             prices or {},
-            objective,
+            cast(Objective, objective),
             spare,
             default_percentile,
             profiles,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,16 @@ from qplan.core.deployment import Deployment
 from qplan.core.errors import InfeasibleError, InputError, nearest
 from qplan.core.slo import Slo
 from qplan.core.units import format_duration
-from qplan.models.sharing import SharingModel
 from qplan.models.profiled import COLUMNS, profiled
 from qplan.models.quality import Quality, quality
+from qplan.models.sharing import SharingModel
 from qplan.models.steptimes import StepTimes
-from qplan.profiles.packs import read_pack
+from qplan.profiles.packs import Pack, read_pack
 from qplan.profiles.store import ProfileStore
 from qplan.solvers.capacity.ask import CapacityAsk
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 Floats = NDArray[np.float64]
+_MORE_MEMORY = ("--gpus with more memory or more of them", "--quant with fewer bits")
 _NEXT_TO_NO_LOAD = 1e-6  # share of the saturation rate
 
 
@@ -60,8 +58,9 @@ def candidates(ask: CapacityAsk) -> Candidates:
     InfeasibleError
         When no deployment is left: constraint ``memory``, ``quality`` or ``slo``, with the nearest feasible change.
     """
-    source, table, known_error = _read(ask)
-    found = profiled(table, source)
+    pack = _read(ask)
+    source = pack.card.name
+    found = profiled(pack.table, source)
     if found is None:
         raise InputError(
             f"--profiles: {source} has no step times of {', '.join(map(str, ask.models))}; "
@@ -75,10 +74,9 @@ def candidates(ask: CapacityAsk) -> Candidates:
     running = [i for i in named if i not in refused]
     if not running:
         raise InfeasibleError(
-            f"no deployment fits: {next(iter(refused.values()))}",
-            constraint="memory",
-            nearest=("--gpus with a GPU of more memory, or --quant with fewer bits",),
+            f"no deployment fits: {next(iter(refused.values()))}", constraint="memory", nearest=_MORE_MEMORY
         )
+    running = _to_be_had(ask, deployments, running, out)
 
     steps = found.steps.take(np.array(running))
     deployments = tuple(deployments[i] for i in running)
@@ -100,19 +98,18 @@ def candidates(ask: CapacityAsk) -> Candidates:
         tuple(grades[i] for i in chosen),
         rates[chosen],
         found.provenance,
-        known_error,
+        pack.card.known_error,
         {reason: count for reason, count in out.items() if count},
     )
 
 
-def _read(ask: CapacityAsk) -> tuple[str, pa.Table, Mapping[str, Any] | None]:
-    """Return the name of the profiles, their rows of the ask's models, and their known error."""
+def _read(ask: CapacityAsk) -> Pack:
+    """Read the profiles of the ask's models: a pack by name or path, or a store by URL or file (``.db``)."""
     names = [model.name for model in ask.models]
-    if "://" in ask.profiles:
+    if "://" in ask.profiles or ask.profiles.endswith(".db"):
         with ProfileStore(ask.profiles) as store:
-            return str(store), store.read(COLUMNS, model=names), None
-    pack = read_pack(ask.profiles, models=names, columns=COLUMNS)
-    return pack.card.name, pack.table, pack.card.known_error
+            return Pack.of_store(str(store), store.read(COLUMNS, model=names))
+    return read_pack(ask.profiles, models=names, columns=COLUMNS)
 
 
 def _named(ask: CapacityAsk, deployments: Sequence[Deployment], out: Counter[str]) -> list[int]:
@@ -133,12 +130,28 @@ def _named(ask: CapacityAsk, deployments: Sequence[Deployment], out: Counter[str
         for name in sorted(set(ask.inventory) - types):
             raise InputError(f"--gpus: {ask.profiles} has no profile on {name}; it has {', '.join(sorted(types))}")
         before = len(kept)
-        kept = [i for i in kept if deployments[i].tp <= ask.inventory.get(deployments[i].gpu.name, 0)]
-        out["on GPUs that are not to be had"] += before - len(kept)
-    if not kept and ask.inventory is not None:
-        fewest = min((one for one in deployments if one.gpu.name in ask.inventory), key=lambda one: one.tp)
+        kept = [i for i in kept if deployments[i].gpu.name in ask.inventory]
+        out["on other GPUs than --gpus"] += before - len(kept)
+    if not kept:
         raise InfeasibleError(
-            "the inventory holds no single replica",
+            "the profiles hold no deployment of these models and quantizations on these GPUs: the weights do not "
+            "fit, or the GPU lacks the kernels",
+            constraint="memory",
+            nearest=_MORE_MEMORY,
+        )
+    return kept
+
+
+def _to_be_had(ask: CapacityAsk, deployments: Sequence[Deployment], among: list[int], out: Counter[str]) -> list[int]:
+    """Return those of which the inventory holds at least one replica."""
+    if ask.inventory is None:
+        return among
+    kept = [i for i in among if deployments[i].tp <= ask.inventory[deployments[i].gpu.name]]
+    out["one replica takes more GPUs than there are"] += len(among) - len(kept)
+    if not kept:
+        fewest = min((deployments[i] for i in among), key=lambda one: one.tp)
+        raise InfeasibleError(
+            "the inventory holds no single replica: each takes more GPUs than there are",
             constraint="inventory",
             nearest=(f"--gpus {fewest.gpu}={fewest.tp}",),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,30 @@ from qplan.core.deployment import Deployment
 from qplan.core.errors import InfeasibleError
 from qplan.core.plan import Assumption, LatencyPrediction, Plan, Prediction, ReplicaGroup
 from qplan.core.slo import METRICS
-from qplan.models.sharing import SharingModel
 from qplan.models.serving import LoadedReplicas
+from qplan.models.sharing import SharingModel
 from qplan.solvers.capacity.ask import CapacityAsk
 from qplan.solvers.capacity.candidates import Candidates, candidates
+from qplan.solvers.capacity.obstacles import inventory_obstacle
 from qplan.solvers.capacity.problem import CapacityProblem, CapacityResult
 from qplan.solvers.capacity.solve import solve_capacity
+from qplan.solvers.capacity.why import Explanation, explain
 
 POWER_NOTE = "no power model yet: the shipped profiles hold no energy"
 DEFAULT_TIME_LIMIT_S = 20.0
 
 
-def plan_capacity(ask: CapacityAsk, *, solver: str = "highs", time_limit_s: float = DEFAULT_TIME_LIMIT_S) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A plan and, where there is one and it was asked for, why it is as it is."""
+
+    plan: Plan
+    explanation: Explanation | None = None
+
+
+def plan_capacity(
+    ask: CapacityAsk, *, solver: str = "highs", time_limit_s: float = DEFAULT_TIME_LIMIT_S, explained: bool = False
+) -> Answer:
     """Find the fleet for `ask` that costs least (or takes the fewest GPUs).
 
     Parameters
@@ -33,10 +46,13 @@ def plan_capacity(ask: CapacityAsk, *, solver: str = "highs", time_limit_s: floa
     time_limit_s
         When the time is up the best fleet found is returned as ``feasible``, with its proven gap.
 
+    explained
+        Also say why: a few more solves.
+
     Returns
     -------
-    Plan
-        With status ``infeasible``, a reason and the nearest feasible changes where there is no fleet.
+    Answer
+        Its plan has status ``infeasible``, a reason and the nearest feasible changes where there is no fleet.
 
     Raises
     ------
@@ -56,8 +72,8 @@ def plan_capacity(ask: CapacityAsk, *, solver: str = "highs", time_limit_s: floa
                 nearest=("--time-limit with more seconds",),
             )
     except InfeasibleError as error:
-        return _no_plan(ask, error, solver)
-    return _plan(ask, found, result)
+        return Answer(_no_plan(ask, error, solver))
+    return Answer(_plan(ask, found, result), explain(problem, result, found.rejected) if explained else None)
 
 
 def capacity_problem(ask: CapacityAsk, found: Candidates) -> CapacityProblem:
@@ -95,6 +111,7 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
     gpus: Counter[str] = Counter()
     for group in groups:
         gpus[group.gpu] += group.count * group.tp
+    predicted = tuple(max(row, key=lambda one: one.value) for row in latencies)
     return Plan(
         status=result.status,
         objective_name=ask.objective,
@@ -104,7 +121,7 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
         power_w=None,
         power_note=POWER_NOTE,
         quality=_mean_quality(groups),
-        predicted=tuple(max(row, key=lambda one: one.value) for row in latencies),
+        predicted=predicted,
         headroom=min(group.headroom for group in groups),
         objective=result.objective,
         bound=result.bound,
@@ -113,7 +130,7 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
         solve_s=result.seconds,
         provenance=found.provenance,
         assumptions=ask.assumptions + _price_assumptions(deployments),
-        warnings=_warnings(deployments, found.known_error),
+        warnings=_warnings(deployments, found.known_error, predicted),
     )
 
 
@@ -173,13 +190,15 @@ def _group(
 def _latencies(
     ask: CapacityAsk, loaded: LoadedReplicas, known_error: Mapping[str, Any] | None
 ) -> list[list[LatencyPrediction]]:
-    """Predict every percentile that has an SLO, and TTFT and TPOT at the default one: a row a metric, a column a group."""
+    """Predict each percentile with an SLO, and TTFT and TPOT at the default one: a row a metric, a column a group."""
     wanted = {(slo.metric, slo.percentile or ask.percentile): slo.threshold_s for slo in ask.slos}
     for metric in ("ttft", "tpot"):
         if all(metric != asked for asked, _ in wanted):
             wanted[metric, ask.percentile] = float("nan")
     table = []
-    for (metric, percentile), threshold in sorted(wanted.items(), key=lambda item: (METRICS.index(item[0][0]), item[0][1])):
+    for (metric, percentile), threshold in sorted(
+        wanted.items(), key=lambda item: (METRICS.index(item[0][0]), item[0][1])
+    ):
         low, high = _error_band(metric, known_error)
         slo = None if np.isnan(threshold) else threshold
         table.append(
@@ -196,7 +215,9 @@ def _error_band(metric: str, known_error: Mapping[str, Any] | None) -> tuple[flo
     if known_error is None:
         return 0.0, float("inf")
     ratios = known_error["measured_over_predicted"]
-    bands = [ratios[name] for name in (("ttft", "tpot") if metric == "e2e" else ("ttft",) if metric == "ttft" else ("tpot",))]
+    bands = [
+        ratios[name] for name in (("ttft", "tpot") if metric == "e2e" else ("ttft",) if metric == "ttft" else ("tpot",))
+    ]
     return min(1.0, *(band["lower"] for band in bands)), max(1.0, *(band["upper"] for band in bands))
 
 
@@ -224,11 +245,19 @@ def _price_assumptions(deployments: list[Deployment]) -> tuple[Assumption, ...]:
     )
 
 
-def _warnings(deployments: list[Deployment], known_error: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _warnings(
+    deployments: list[Deployment], known_error: Mapping[str, Any] | None, predicted: tuple[LatencyPrediction, ...]
+) -> tuple[str, ...]:
     if known_error is None:
         return ("the error of these profiles against real serving is unknown",)
+    said = []
     unchecked = sorted({one.gpu.name for one in deployments} - set(known_error["gpus"]))
-    if not unchecked:
-        return ()
-    checked = ", ".join(known_error["gpus"])
-    return (f"no end-to-end measurements check {', '.join(unchecked)}; the intervals are those of {checked}",)
+    if unchecked:
+        checked = ", ".join(known_error["gpus"])
+        said.append(f"no end-to-end measurements check {', '.join(unchecked)}; the intervals are those of {checked}")
+    said += [
+        f"the interval of {one.metric.upper()} p{one.percentile:g} reaches beyond its SLO: measure before relying on it"
+        for one in predicted
+        if one.slo is not None and one.upper > one.slo
+    ]
+    return tuple(said)

@@ -91,9 +91,7 @@ def shadow_prices(problem: CapacityProblem, backend: SolverBackend) -> ShadowPri
     )
 
 
-def bottleneck(
-    load: NDArray[np.float64], replicas: NDArray[np.float64], backend: SolverBackend
-) -> NDArray[np.float64]:
+def bottleneck(load: NDArray[np.float64], replicas: NDArray[np.float64], backend: SolverBackend) -> NDArray[np.float64]:
     """Return the replica prices under which the demand is worth most beyond the replicas that there are.
 
     By duality, ``demand_worth(load, prices) - replicas @ prices`` is the number of replicas that every
@@ -113,12 +111,10 @@ def bottleneck(
     n_classes, n_deployments = load.shape
     prices = n_classes + np.arange(n_deployments)
     matrix = _values_and_prices(load).with_row(prices, 1.0, upper=1.0)
-    matrix = matrix.with_cost(
-        np.arange(n_classes + n_deployments), np.concatenate([-np.ones(n_classes), replicas])
-    )
+    matrix = matrix.with_cost(np.arange(n_classes + n_deployments), np.concatenate([-np.ones(n_classes), replicas]))
     answer = backend.solve(matrix, time_limit_s=_TIME_LIMIT_S, mip_gap=0.0)
     assert answer.values is not None  # all prices zero are feasible, and the sum bounds them
-    return np.maximum(answer.values[prices], 0.0)
+    return np.asarray(np.maximum(answer.values[prices], 0.0))
 
 
 def demand_worth(load: NDArray[np.float64], prices: NDArray[np.float64]) -> float:

@@ -123,9 +123,7 @@ class CapacityProblem:
     def load(self) -> NDArray[np.float64]:
         """Replicas that each class keeps busy if all of it goes to one deployment; 0 where not eligible. (K, D)."""
         eligible = self.capacity_qps > 0
-        return np.divide(
-            self.rate_qps[:, None], self.capacity_qps, out=np.zeros(eligible.shape), where=eligible
-        )
+        return np.divide(self.rate_qps[:, None], self.capacity_qps, out=np.zeros(eligible.shape), where=eligible)
 
     @property
     def price(self) -> NDArray[np.float64]:
@@ -139,7 +137,8 @@ class CapacityProblem:
         One deployment that carries every class it is eligible for, with the spare, has enough.
         """
         enough = np.ceil(self.load.sum(0) - 1e-9) + self.spare
-        return np.minimum(enough, np.floor(self.inventory[self.gpu_type] / self.gpus + 1e-9))
+        available = np.floor(self.inventory[self.gpu_type] / self.gpus + 1e-9)
+        return np.asarray(np.minimum(enough, available))
 
     def without(self, deployments: ArrayLike) -> CapacityProblem:
         """Return the problem in which the marked deployments serve nothing.
@@ -152,9 +151,7 @@ class CapacityProblem:
 
     def gpus_used(self, counts: ArrayLike) -> NDArray[np.int64]:
         """Return the GPUs of each type that `counts` replicas of each deployment take, shape (G,)."""
-        used = np.bincount(
-            self.gpu_type, weights=self.gpus * np.asarray(counts), minlength=len(self.gpu_types)
-        )
+        used = np.bincount(self.gpu_type, weights=self.gpus * np.asarray(counts), minlength=len(self.gpu_types))
         return used.astype(np.int64)
 
 

@@ -74,6 +74,16 @@ class CapacityProgram:
         """Return the program whose replicas cost at most `most` at `price` each, shape (D,)."""
         return self.with_matrix(self.matrix.with_row(self.count, price[self.kept], upper=most))
 
+    def reaching_quality(self, least: float) -> CapacityProgram:
+        """Return the program whose traffic-weighted quality is at least `least`, at any demand scale."""
+        columns, values = np.append(self.share, self.scale), np.append(self.pair_quality, -least)
+        return self.with_matrix(self.matrix.with_row(columns, values, lower=0.0))
+
+    def most_demand(self, *, at_least: float, at_most: float = np.inf) -> CapacityProgram:
+        """Return the program that maximises the demand scale between two limits."""
+        matrix = self.matrix.with_bounds([self.scale], at_least, at_most)
+        return self.with_matrix(matrix.with_cost([self.scale], -1.0))
+
     @property
     def pair_quality(self) -> NDArray[np.float64]:
         """What one unit of each share adds to the fleet's traffic-weighted quality. Shape (P,)."""
@@ -108,9 +118,7 @@ def build(problem: CapacityProblem, kept: NDArray[np.int64]) -> CapacityProgram:
     empty = np.empty(0)
     matrix = (
         MatrixProgram(empty, empty, empty, np.empty(0, bool), ())
-        .with_columns(
-            [f"share {problem.classes[k]} {names[d]}" for k, d in zip(pair_class, pair_kept, strict=True)]
-        )
+        .with_columns([f"share {problem.classes[k]} {names[d]}" for k, d in zip(pair_class, pair_kept, strict=True)])
         .with_columns([f"count {name}" for name in names], upper=most, integer=True)
         .with_columns(["scale"], lower=1.0, upper=1.0)
     )
@@ -132,9 +140,7 @@ def build(problem: CapacityProblem, kept: NDArray[np.int64]) -> CapacityProgram:
     for g in np.flatnonzero(np.isfinite(problem.inventory)):
         of_type = np.flatnonzero(problem.gpu_type[kept] == g)
         if of_type.size:
-            matrix = matrix.with_row(
-                count[of_type], problem.gpus[kept[of_type]], upper=float(problem.inventory[g])
-            )
+            matrix = matrix.with_row(count[of_type], problem.gpus[kept[of_type]], upper=float(problem.inventory[g]))
     used = np.empty(0, np.int64)
     if problem.spare:
         used = scale + 1 + np.arange(n_kept)

@@ -25,10 +25,9 @@ def undominated(problem: CapacityProblem, *, by_quality: bool) -> NDArray[np.int
     kept = (capacity > 0).any(0)
     for d in np.flatnonzero(kept)[::-1]:
         rivals = kept & (problem.gpu_type == problem.gpu_type[d]) & (gpus <= gpus[d]) & (cost <= cost[d])
-        rivals[d] = False
-        left = np.flatnonzero(rivals)
+        left = np.setdiff1d(np.flatnonzero(rivals), [d])
         stand_ins = gpus[d] // gpus[left]
-        dear = stand_ins * cost[left] > cost[d]
+        dear = np.flatnonzero(stand_ins * cost[left] > cost[d])
         stand_ins[dear] = cost[d] // cost[left[dear]]
         for k in np.flatnonzero(capacity[:, d]):
             as_good = stand_ins * capacity[k, left] >= capacity[k, d]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qplan.solvers.backends import Solution, open_backend
+from qplan.solvers.backends.contract import conclude
 from qplan.solvers.capacity.prices import shadow_prices
 from qplan.solvers.capacity.problem import CapacityProblem, CapacityResult
 from qplan.solvers.capacity.program import CapacityProgram, build
@@ -28,22 +29,30 @@ _TIE = 1e-9
 _QUALITY_STEP = 1e-3
 _HEADROOM_STEP = 1e-2
 
+#: Seconds that breaking ties may take. One class needs a twentieth of it, with a spare a tenth.
+_TIES_S = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How to solve: with which backend, until when, to which gap."""
+    """How to solve: with which backend, until when on the clock, to which relative gap."""
 
     backend: SolverBackend
     deadline: float
-    mip_gap: float
+    mip_gap: float = 0.0
 
     @classmethod
-    def start(cls, backend: str | SolverBackend, time_limit_s: float, mip_gap: float) -> Run:
+    def start(cls, backend: str | SolverBackend, time_limit_s: float, mip_gap: float = 0.0) -> Run:
         """Open the backend if it is a name, and start the clock."""
         opened = open_backend(backend) if isinstance(backend, str) else backend
         return cls(opened, time.perf_counter() + time_limit_s, mip_gap)
 
-    def minimise(self, program: CapacityProgram, *, mip_gap: float = 0.0) -> tuple[Solution, CapacityProgram]:
+    @property
+    def left_s(self) -> float:
+        """Seconds left."""
+        return self.deadline - time.perf_counter()
+
+    def minimise(self, program: CapacityProgram) -> tuple[Solution, CapacityProgram]:
         """Solve the program, with a spare until its fleet survives every loss.
 
         Returns
@@ -55,29 +64,29 @@ class Run:
         """
         if program.problem.spare:
             program = self._cut_relaxation(program)
-        while True:
-            left_s = self.deadline - time.perf_counter()
-            if left_s <= 0:
-                return Solution("no-solution"), program
-            answer = self.backend.solve(program.matrix, time_limit_s=left_s, mip_gap=max(mip_gap, self.mip_gap))
+        fallback = Solution("no-solution")
+        while self.left_s > 0:
+            answer = self.backend.solve(program.matrix, time_limit_s=self.left_s, mip_gap=self.mip_gap)
+            if answer.status == "no-solution":
+                break
             if answer.values is None or not program.problem.spare:
                 return answer, program
             cuts = broken_by_a_loss(program, answer.values, self.backend)
             if not cuts:
                 return answer, program
+            fallback = _reinforced(program, answer.values, answer.bound)
             for prices in cuts:
                 program = with_cut(program, prices)
+        return fallback, program
 
     def _cut_relaxation(self, program: CapacityProgram) -> CapacityProgram:
         """Add the cuts that the linear relaxation breaks: linear programs are cheap, searches are not."""
-        while time.perf_counter() < self.deadline:
+        while self.left_s > 0:
             relaxed = replace(program.matrix, integer=np.zeros_like(program.matrix.integer))
-            answer = self.backend.solve(
-                relaxed, time_limit_s=max(self.deadline - time.perf_counter(), 0.01), mip_gap=0.0
-            )
+            answer = self.backend.solve(relaxed, time_limit_s=self.left_s, mip_gap=0.0)
             cuts = [] if answer.values is None else broken_by_a_loss(program, answer.values, self.backend)
             if not cuts:
-                return program
+                break
             for prices in cuts:
                 program = with_cut(program, prices)
         return program
@@ -117,10 +126,10 @@ def solve_capacity(
     counts = np.zeros(len(problem.deployments), np.int64)
     assignment = np.zeros(problem.capacity_qps.shape)
     if first.values is not None and first.objective is not None:
-        values = first.values
+        counts, assignment = program.counts(first.values), program.assignment(first.values)
         if first.status == "optimal":
-            program, values = _break_ties(program, values, first.objective, run)
-        counts, assignment = program.counts(values), program.assignment(values)
+            counts, assignment = _break_ties(problem, counts, assignment, first.objective, run)
+        assignment = _balanced(problem, counts, assignment, run)
     busy = (problem.load * assignment).sum(0)
     assert first.status != "unbounded"  # prices are not negative
     return CapacityResult(
@@ -137,34 +146,61 @@ def solve_capacity(
 
 
 def _break_ties(
-    cheapest: CapacityProgram, values: NDArray[np.float64], objective: float, run: Run
-) -> tuple[CapacityProgram, NDArray[np.float64]]:
-    """Return the best of the fleets that cost `objective`, and the program whose solution it is."""
-    problem = cheapest.problem
+    problem: CapacityProblem,
+    counts: NDArray[np.int64],
+    assignment: NDArray[np.float64],
+    objective: float,
+    run: Run,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the best of the fleets that cost `objective`, and its assignment, as far as time allows."""
     most = objective * (1 + _TIE)
     prices = shadow_prices(problem, run.backend)
     affordable = prices.relaxation + prices.excess <= most + _TIE
     kept = undominated(problem, by_quality=True)
     program = build(problem, kept[affordable[kept]]).spending_at_most(problem.price, most)
+    deadline = min(run.deadline, time.perf_counter() + _TIES_S)
 
     quality = program.pair_quality
-    answer, program = run.minimise(
-        program.with_matrix(program.matrix.with_cost(program.share, -quality)), mip_gap=_QUALITY_STEP
-    )
-    if answer.values is None:
-        return cheapest, values
-    best = program, answer.values
-    least = float(quality @ answer.values[program.share]) * (1 - _QUALITY_STEP)
-    columns = np.append(program.share, program.scale)
-    program = program.with_matrix(program.matrix.with_row(columns, np.append(quality, -least), lower=0.0))
+    program = program.with_matrix(program.matrix.with_cost(program.share, -quality))
+    answer, program = replace(run, deadline=deadline, mip_gap=_QUALITY_STEP).minimise(program)
+    if answer.values is None or answer.objective is None:
+        return counts, assignment
+    counts, assignment = program.counts(answer.values), program.assignment(answer.values)
+    program = program.reaching_quality(-answer.objective * (1 - _QUALITY_STEP))
 
     other = problem.gpus.astype(float) if problem.objective == "cost" else problem.cost_per_hour
-    answer, program = run.minimise(program.minimising(other))
+    answer, program = replace(run, deadline=deadline, mip_gap=0.0).minimise(program.minimising(other))
     if answer.values is None or answer.objective is None:
-        return best
-    best = program, answer.values
+        return counts, assignment
+    counts, assignment = program.counts(answer.values), program.assignment(answer.values)
     program = program.spending_at_most(other, answer.objective * (1 + _TIE))
 
-    matrix = program.matrix.with_bounds(program.scale, 1.0, np.inf).with_cost([program.scale], [-1.0])
-    answer, program = run.minimise(program.with_matrix(matrix), mip_gap=_HEADROOM_STEP)
-    return best if answer.values is None else (program, answer.values)
+    answer, program = replace(run, deadline=deadline, mip_gap=_HEADROOM_STEP).minimise(
+        program.most_demand(at_least=1.0)
+    )
+    if answer.values is None:
+        return counts, assignment
+    return program.counts(answer.values), program.assignment(answer.values)
+
+
+def _balanced(
+    problem: CapacityProblem, counts: NDArray[np.int64], assignment: NDArray[np.float64], run: Run
+) -> NDArray[np.float64]:
+    """Return the assignment under which the busiest deployment of the fleet is least busy, at equal quality."""
+    program = build(replace(problem, spare=0), np.flatnonzero(counts))
+    fleet = counts[program.kept]
+    program = program.with_matrix(program.matrix.with_bounds(program.count, fleet, fleet))
+    shares = assignment[program.pair_class, program.kept[program.pair_kept]]
+    program = program.reaching_quality(float(program.pair_quality @ shares) * (1 - _QUALITY_STEP))
+    answer = run.backend.solve(program.most_demand(at_least=1.0).matrix, time_limit_s=_TIES_S, mip_gap=0.0)
+    return assignment if answer.values is None else program.assignment(answer.values)
+
+
+def _reinforced(program: CapacityProgram, values: NDArray[np.float64], bound: float | None) -> Solution:
+    """Return a fleet that carries the demand, but not after every loss, with one more replica of all it uses.
+
+    Whatever it loses, the fleet that carries the demand is left. No solution if the inventory is too small.
+    """
+    more = values.copy()
+    more[program.count] += values[program.count] > 0.5
+    return conclude(program.matrix, "feasible", values=more, bound=bound, seconds=0.0)

@@ -83,7 +83,5 @@ def with_cut(program: CapacityProgram, prices: NDArray[np.float64]) -> CapacityP
     return program.with_matrix(matrix)
 
 
-def _missing(
-    load: NDArray[np.float64], replicas: NDArray[np.float64], prices: NDArray[np.float64]
-) -> float:
+def _missing(load: NDArray[np.float64], replicas: NDArray[np.float64], prices: NDArray[np.float64]) -> float:
     return demand_worth(load, prices) - float(replicas @ prices)

@@ -20,7 +20,16 @@ def test_the_main_job_prints_a_fleet_and_what_it_assumed() -> None:
     done = qplan("capacity", "--qps", "40", "--slo", "ttft=1s")
     assert done.returncode == 0
     assert done.stderr == ""
-    for said in ("$/h", "TTFT p90", "quality", "proven lower bound", "kernel-composed", "--model", "--workload", "--quality"):
+    for said in (
+        "$/h",
+        "TTFT p90",
+        "quality",
+        "proven lower bound",
+        "kernel-composed",
+        "--model",
+        "--workload",
+        "--quality",
+    ):
         assert said in done.stdout
 
 
@@ -38,7 +47,9 @@ def test_json_holds_what_a_program_needs_and_reads_back() -> None:
     assert document["gpus"] == {
         gpu: sum(r["count"] * r["tp"] for r in document["replicas"] if r["gpu"] == gpu) for gpu in document["gpus"]
     }
-    assert document["cost_per_hour"] == pytest.approx(sum(r["count"] * r["cost_per_hour"] for r in document["replicas"]))
+    assert document["cost_per_hour"] == pytest.approx(
+        sum(r["count"] * r["cost_per_hour"] for r in document["replicas"])
+    )
     ttft, tpot = document["predicted"]["ttft"], document["predicted"]["tpot"]
     assert ttft["percentile"] == 90
     assert tpot["percentile"] == 99
@@ -49,7 +60,18 @@ def test_json_holds_what_a_program_needs_and_reads_back() -> None:
 
 
 def test_said_things_are_not_assumed() -> None:
-    options = ["--model", "llama-2-13b", "--workload", "code", "--quality", "98%", "--percentile", "95", "--gpus", "h100"]
+    options = [
+        "--model",
+        "llama-2-13b",
+        "--workload",
+        "code",
+        "--quality",
+        "98%",
+        "--percentile",
+        "95",
+        "--gpus",
+        "h100",
+    ]
     prices = ["--price", "h100=2.5", "--slo", "tpot=50ms"]
     document = json.loads(qplan("capacity", "--qps", "9", "--slo", "ttft=1s", *options, *prices, "--json").stdout)
     assert [assumption["what"] for assumption in document["assumptions"]] == ["arrivals"]
@@ -96,7 +118,8 @@ def test_wrong_input_is_one_clear_line_and_exit_2(arguments: list[str], message:
         (["--qps", "40", "--slo", "ttft=1ms"], "slo", "--slo p90:ttft="),
         (["--qps", "4000", "--slo", "ttft=1s", "--gpus", "h100=8", "--model", "llama-2-70b"], "inventory", "--qps"),
         (["--qps", "40", "--slo", "ttft=1s", "--quality", "120%"], "quality", "--quality"),
-        (["--qps", "1", "--model", "llama-2-70b", "--gpus", "l40s=1", "--quant", "BF16"], "memory", "--gpus"),
+        (["--qps", "1", "--model", "llama-2-70b", "--gpus", "l40s=1", "--quant", "BF16"], "inventory", "--gpus"),
+        (["--qps", "1", "--model", "llama-2-70b", "--workload", "isl=9000,osl=9"], "memory", "--workload"),
     ],
 )
 def test_an_infeasible_ask_names_the_constraint_and_the_nearest_change(
@@ -127,7 +150,9 @@ def test_the_nearest_change_is_feasible() -> None:
 
 def test_a_trace_is_a_workload(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
-    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2026-01-01 00:00:00,400,100\n2026-01-01 00:00:01,80,300\n")
+    trace.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2026-01-01 00:00:00,400,100\n2026-01-01 00:00:01,80,300\n"
+    )
     done = qplan("capacity", "--qps", "5", "--workload", str(trace), "--json")
     assert done.returncode == 0
     trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2026-01-01 00:00:00,many,100\n")
@@ -137,7 +162,18 @@ def test_a_trace_is_a_workload(tmp_path: Path) -> None:
 
 
 def test_explain_says_what_binds_and_what_else_there_is() -> None:
-    ask = ["capacity", "--qps", "200", "--slo", "ttft=1s", "--model", "llama-2-70b", "--gpus", "h100=8,a100=64", "--explain"]
+    ask = [
+        "capacity",
+        "--qps",
+        "200",
+        "--slo",
+        "ttft=1s",
+        "--model",
+        "llama-2-70b",
+        "--gpus",
+        "h100=8,a100=64",
+        "--explain",
+    ]
     done = qplan(*ask)
     assert done.returncode == 0
     assert "why this plan" in done.stdout

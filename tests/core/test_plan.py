@@ -54,7 +54,9 @@ def test_headroom_is_what_is_left_of_the_saturation_rate() -> None:
     assert plan().replicas[0].headroom == pytest.approx(3 / 8)
 
 
-@pytest.mark.parametrize("change", [{"schema_version": 2}, {"replicas": None}, {"unknown": 1}, {"quality": {"value": 1}}])
+@pytest.mark.parametrize(
+    "change", [{"schema_version": 2}, {"replicas": None}, {"unknown": 1}, {"quality": {"value": 1}}]
+)
 def test_what_is_no_plan_of_this_version_is_an_input_error(change: dict[str, object]) -> None:
     with pytest.raises(InputError, match="plan: "):
         Plan.from_json({**plan().to_json(), **change})

@@ -24,7 +24,8 @@ def simulate(concurrency: int, outputs: int, requests: int) -> tuple[float, floa
 
     coming = [request(0.0) for _ in range(concurrency)]
     running: list[list[float]] = []  # came, first token, steps left, steps
-    now, done = 0.0, []
+    now = 0.0
+    done: list[tuple[float, float]] = []
     while len(done) < requests:
         coming.sort()
         if coming and coming[0][0] <= now:

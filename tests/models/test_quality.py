@@ -38,9 +38,7 @@ KV_FORMATS = ("", "-KV8-FP", "-KV8-INT", "-KV4-INT")
         ("qwen-14b-chat", "W4A16-GPTQ", "code", 45.7 / 43.9),
     ],
 )
-def test_a_published_figure_is_returned_as_it_is(
-    model: str, quantization: str, task: str, expected: float
-) -> None:
+def test_a_published_figure_is_returned_as_it_is(model: str, quantization: str, task: str, expected: float) -> None:
     found = quality(model, quantization, task)
     assert found.value == pytest.approx(expected, rel=1e-12)
     assert found.provenance == "published"

@@ -9,8 +9,8 @@ import pytest
 
 from qplan.core import Deployment, Slo, Workload
 from qplan.models.conformance import ServingModelConformance
-from qplan.models.sharing import SharingModel
 from qplan.models.serving import ServingModel
+from qplan.models.sharing import SharingModel
 from qplan.models.steptimes import StepTimes
 
 D0, D1, P0, P1 = 10e-3, 0.2e-3, 2e-3, 40e-6  # decode: D0 + D1 b; prefill: P0 + P1 tokens

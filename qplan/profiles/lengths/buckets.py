@@ -45,9 +45,7 @@ def bucket(
     """
     lengths = np.asarray(lengths)
     if lengths.ndim != 2 or lengths.shape[1] != 2 or not len(lengths):
-        raise ValueError(
-            f"lengths has shape {lengths.shape}; expected (requests, 2) with at least one request"
-        )
+        raise ValueError(f"lengths has shape {lengths.shape}; expected (requests, 2) with at least one request")
     cell = _bin(lengths[:, 0], input_edges) * len(output_edges) + _bin(lengths[:, 1], output_edges)
     _, member, counts = np.unique(cell, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), 2))

@@ -28,8 +28,7 @@ def llama_3_tokens() -> Callable[[str], int]:
     tiktoken: Any = import_module("tiktoken")
     vocabulary = resources.files("llama_models").joinpath("llama3", "tokenizer.model").read_text()
     ranks = {
-        base64.b64decode(token): int(rank)
-        for token, rank in (line.split() for line in vocabulary.splitlines() if line)
+        base64.b64decode(token): int(rank) for token, rank in (line.split() for line in vocabulary.splitlines() if line)
     }
     encoding = tiktoken.Encoding("llama-3", pat_str=LLAMA_3_SPLIT, mergeable_ranks=ranks, special_tokens={})
     return lambda text: len(encoding.encode_ordinary(text))
