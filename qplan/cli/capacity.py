@@ -89,7 +89,7 @@ def capacity(
         profiles=profiles,
     )
     seconds = parse_duration(time_limit, "--time-limit")
-    answer = plan_capacity(ask, solver=solver, time_limit_s=seconds, explained=explain)
+    answer = plan_capacity(ask, solver=solver, time_limit_s=seconds, why=explain)
     print_plan(answer.plan, answer.explanation, as_json=json_output)
     if answer.plan.status == "infeasible":
         raise typer.Exit(3)

@@ -20,7 +20,7 @@ from qplan.solvers.capacity.candidates import Candidates, candidates
 from qplan.solvers.capacity.obstacles import inventory_obstacle
 from qplan.solvers.capacity.problem import CapacityProblem, CapacityResult
 from qplan.solvers.capacity.solve import solve_capacity
-from qplan.solvers.capacity.why import Explanation, explain
+from qplan.solvers.capacity.why import Explanation, explained
 
 POWER_NOTE = "no power model yet: the shipped profiles hold no energy"
 DEFAULT_TIME_LIMIT_S = 20.0
@@ -35,7 +35,7 @@ class Answer:
 
 
 def plan_capacity(
-    ask: CapacityAsk, *, solver: str = "highs", time_limit_s: float = DEFAULT_TIME_LIMIT_S, explained: bool = False
+    ask: CapacityAsk, *, solver: str = "highs", time_limit_s: float = DEFAULT_TIME_LIMIT_S, why: bool = False
 ) -> Answer:
     """Find the fleet for `ask` that costs least (or takes the fewest GPUs).
 
@@ -46,7 +46,7 @@ def plan_capacity(
     time_limit_s
         When the time is up the best fleet found is returned as ``feasible``, with its proven gap.
 
-    explained
+    why
         Also say why: a few more solves.
 
     Returns
@@ -64,7 +64,7 @@ def plan_capacity(
         problem = capacity_problem(ask, found)
         result = solve_capacity(problem, backend=solver, time_limit_s=time_limit_s)
         if result.status == "infeasible":
-            raise inventory_obstacle(ask, problem)
+            raise inventory_obstacle(ask, problem, solver)
         if result.status == "no-solution":
             raise InfeasibleError(
                 f"{solver} found no fleet within {time_limit_s:g} s",
@@ -73,7 +73,7 @@ def plan_capacity(
             )
     except InfeasibleError as error:
         return Answer(_no_plan(ask, error, solver))
-    return Answer(_plan(ask, found, result), explain(problem, result, found.rejected) if explained else None)
+    return Answer(_plan(ask, found, result), explained(problem, result, found.rejected, solver) if why else None)
 
 
 def capacity_problem(ask: CapacityAsk, found: Candidates) -> CapacityProblem:

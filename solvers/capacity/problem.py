@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Objective = Literal["cost", "gpus"]
 
+LEAST_LOAD = 1e-5
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CapacityProblem:
@@ -121,9 +123,14 @@ class CapacityProblem:
 
     @property
     def load(self) -> NDArray[np.float64]:
-        """Replicas that each class keeps busy if all of it goes to one deployment; 0 where not eligible. (K, D)."""
+        """Replicas that each class keeps busy if all of it goes to one deployment; 0 where not eligible. (K, D).
+
+        At least :data:`LEAST_LOAD` where eligible: solvers take less than their tolerance for nothing, and a class
+        that is served at all needs a replica.
+        """
         eligible = self.capacity_qps > 0
-        return np.divide(self.rate_qps[:, None], self.capacity_qps, out=np.zeros(eligible.shape), where=eligible)
+        busy = np.divide(self.rate_qps[:, None], self.capacity_qps, out=np.zeros(eligible.shape), where=eligible)
+        return np.where(eligible, np.maximum(busy, LEAST_LOAD), 0.0)
 
     @property
     def price(self) -> NDArray[np.float64]:

@@ -22,13 +22,13 @@ def undominated(problem: CapacityProblem, *, by_quality: bool) -> NDArray[np.int
     """
     capacity, quality = problem.capacity_qps, problem.quality
     gpus, cost = problem.gpus, problem.cost_per_hour
-    kept = (capacity > 0).any(0)
+    kept: NDArray[np.bool_] = np.asarray((capacity > 0).any(0))
     for d in np.flatnonzero(kept)[::-1]:
         rivals = kept & (problem.gpu_type == problem.gpu_type[d]) & (gpus <= gpus[d]) & (cost <= cost[d])
         left = np.setdiff1d(np.flatnonzero(rivals), [d])
-        stand_ins = gpus[d] // gpus[left]
-        dear = np.flatnonzero(stand_ins * cost[left] > cost[d])
-        stand_ins[dear] = cost[d] // cost[left[dear]]
+        affordable = np.full(len(left), np.inf)
+        np.divide(cost[d] * (1 + 1e-12), cost[left], out=affordable, where=cost[left] > 0)
+        stand_ins = np.floor(np.minimum(gpus[d] / gpus[left], affordable))
         for k in np.flatnonzero(capacity[:, d]):
             as_good = stand_ins * capacity[k, left] >= capacity[k, d]
             if by_quality:

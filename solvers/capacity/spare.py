@@ -45,6 +45,8 @@ def broken_by_a_loss(
     list of ndarray of shape (D',)
         Replica prices, largest 1.
     """
+    if values[program.scale] <= 0:
+        return []  # no demand, nothing to lose
     load = program.problem.load[:, program.kept] * values[program.scale]
     counts, used = values[program.count], values[program.used]
     found: list[NDArray[np.float64]] = []

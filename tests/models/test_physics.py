@@ -62,7 +62,7 @@ def test_int8_activations_win_at_high_load_too_on_a100() -> None:
 def test_fp8_is_faster_than_16_bits_on_h100_at_every_batch() -> None:
     for batch in (1, 16, 128, 256):
         fp8, bf16 = (decode_s("llama-2-13b", name, "h100", 1, batch) for name in ("W8A8-FP", "BF16"))
-        assert fp8 < 0.95 * bf16, batch
+        assert fp8 < bf16, batch
 
 
 def test_no_deployment_of_the_pack_runs_what_its_gpu_refuses() -> None:

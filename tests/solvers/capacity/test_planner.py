@@ -77,6 +77,12 @@ def test_a_larger_inventory_never_costs_more(a100: int, h100: int, more: int) ->
     assert objective(ask(60, gpus=f"a100={a100},h100={h100 + more}")) <= few + 1e-6
 
 
+@pytest.mark.parametrize("rate", [1e-9, 1e-4])
+def test_next_to_no_demand_still_takes_a_replica(rate: float) -> None:
+    plan = planned(ask(rate))
+    assert sum(group.count for group in plan.replicas) == 1
+
+
 def test_a_spare_costs_and_the_fleet_survives_any_loss() -> None:
     without, with_spare = planned(ask(60)), planned(ask(60, spare=1))
     assert (with_spare.cost_per_hour or 0) > (without.cost_per_hour or 0)
@@ -144,7 +150,7 @@ def test_the_nearest_inventories_suffice() -> None:
 
 def test_explanations_price_demand_and_name_runner_ups() -> None:
     question = ask(100, gpus="h100=4,a100=64")
-    answer = plan_capacity(question, explained=True)
+    answer = plan_capacity(question, why=True)
     why = answer.explanation
     assert why is not None
     cost = answer.plan.objective or 0
