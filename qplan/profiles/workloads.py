@@ -15,6 +15,7 @@ from typing import Any
 
 from qplan.core.errors import InputError, nearest
 from qplan.core.workload import Workload
+from qplan.profiles.observations import one_line
 
 TRACE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 TEXT_COLUMNS = (
@@ -100,7 +101,8 @@ def _dataset(text: str, where: str) -> Workload:
             loaded = datasets.load_dataset(text)
             rows = loaded[next(iter(loaded))]
     except Exception as error:  # datasets raises whatever its readers and the network raise
-        raise InputError(f"{where}: cannot load the dataset '{text}': {str(error).splitlines()[0]}") from None
+        cause = one_line(error) or type(error).__name__
+        raise InputError(f"{where}: cannot load the dataset '{text}': {cause}") from None
     lengths = _text_lengths(rows.select(range(min(len(rows), _MAX_ROWS))), rows.column_names, text, where)
     counted = f"{CHARACTERS_PER_TOKEN:g} characters counted as a token"
     return _of_lengths(text, "general", lengths, f"dataset {text}, {len(lengths)} rows, {counted}", where)

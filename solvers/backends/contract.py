@@ -220,6 +220,11 @@ def conclude(
     objective = float(program.cost @ point)
     if bound is None and claim == "optimal":
         bound = objective
+    return graded(point, objective, bound, seconds)
+
+
+def graded(point: NDArray[np.float64], objective: float, bound: float | None, seconds: float) -> Solution:
+    """Return a feasible point as optimal or feasible, by what `bound` proves about its objective."""
     if bound is None:
         return Solution("feasible", point, objective, seconds=seconds)
     bound = min(bound, objective)  # rounding in the solver can put its bound a hair above its own solution

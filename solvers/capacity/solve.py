@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qplan.solvers.backends import Solution, open_backend
-from qplan.solvers.backends.contract import conclude
+from qplan.solvers.backends.contract import conclude, graded
 from qplan.solvers.capacity.prices import shadow_prices
 from qplan.solvers.capacity.problem import CapacityProblem, CapacityResult
 from qplan.solvers.capacity.program import CapacityProgram, build
@@ -58,26 +58,31 @@ class Run:
         Returns
         -------
         Solution
-            Its status, bound and gap are the last program's, which is a relaxation of the full question.
+            Its bound is the best of the programs solved on the way: each is a relaxation of the full question.
+            When time is up, its fleet is the cheapest seen that survives every loss.
         CapacityProgram
             The program with the cuts that it took.
         """
         if program.problem.spare:
             program = self._cut_relaxation(program)
-        fallback = Solution("no-solution")
+        best, bound = Solution("no-solution"), -np.inf
         while self.left_s > 0:
             answer = self.backend.solve(program.matrix, time_limit_s=self.left_s, mip_gap=self.mip_gap)
-            if answer.status == "no-solution":
+            if (answer.values is not None and not program.problem.spare) or answer.status == "infeasible":
+                return answer, program
+            bound = max(bound, -np.inf if answer.bound is None else answer.bound)
+            if answer.values is None:
                 break
-            if answer.values is None or not program.problem.spare:
-                return answer, program
             cuts = broken_by_a_loss(program, answer.values, self.backend)
+            best = _cheaper(best, _reinforced(program, answer.values) if cuts else answer)
             if not cuts:
-                return answer, program
-            fallback = _reinforced(program, answer.values, answer.bound)
+                break
             for prices in cuts:
                 program = with_cut(program, prices)
-        return fallback, program
+        known = bound if np.isfinite(bound) else None
+        if best.values is None or best.objective is None:
+            return Solution("no-solution", bound=known), program
+        return graded(best.values, best.objective, known, best.seconds), program
 
     def _cut_relaxation(self, program: CapacityProgram) -> CapacityProgram:
         """Add the cuts that the linear relaxation breaks: linear programs are cheap, searches are not."""
@@ -196,11 +201,18 @@ def _balanced(
     return assignment if answer.values is None else program.assignment(answer.values)
 
 
-def _reinforced(program: CapacityProgram, values: NDArray[np.float64], bound: float | None) -> Solution:
+def _reinforced(program: CapacityProgram, values: NDArray[np.float64]) -> Solution:
     """Return a fleet that carries the demand, but not after every loss, with one more replica of all it uses.
 
     Whatever it loses, the fleet that carries the demand is left. No solution if the inventory is too small.
     """
     more = values.copy()
     more[program.count] += values[program.count] > 0.5
-    return conclude(program.matrix, "feasible", values=more, bound=bound, seconds=0.0)
+    return conclude(program.matrix, "feasible", values=more, bound=None, seconds=0.0)
+
+
+def _cheaper(left: Solution, right: Solution) -> Solution:
+    """Return the solution with the lower objective; the left one of equals."""
+    if left.objective is None or (right.objective is not None and right.objective < left.objective):
+        return right
+    return left

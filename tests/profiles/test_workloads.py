@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,4 +50,38 @@ def test_a_file_that_is_no_text_is_an_input_error(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_bytes(b"\xff\xfe\x00\x01" * 10)
     with pytest.raises(InputError, match="cannot read"):
+        read_workload(str(path))
+
+
+def test_a_local_dataset_counts_characters_as_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "talk.jsonl"
+    rows = [{"prompt": "x" * (40 + 8 * n), "completion": "y" * (400 - 4 * n), "id": n} for n in range(50)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workload = read_workload(str(path))
+    assert workload.mean_input_tokens == pytest.approx(sum(40 + 8 * n for n in range(50)) / 50 / 4)
+    assert workload.mean_output_tokens == pytest.approx(sum(400 - 4 * n for n in range(50)) / 50 / 4)
+    assert "4 characters counted as a token" in workload.source
+
+
+def test_conversations_are_read_as_first_turn_and_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "talk.json"
+    talk = [{"from": "human", "value": "a" * 80}, {"from": "gpt", "value": "b" * 160}, {"from": "human", "value": "c"}]
+    path.write_text(json.dumps([{"conversations": talk}, {"conversations": talk[:1]}]))
+    workload = read_workload(str(path))
+    assert (workload.mean_input_tokens, workload.mean_output_tokens) == (20, 40)
+
+
+@pytest.mark.parametrize("rows", ['{"a": 1}\n', "{", ""])
+def test_a_dataset_without_known_columns_is_an_input_error(
+    rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "odd.jsonl"
+    path.write_text(rows)
+    with pytest.raises(InputError, match="dataset"):
         read_workload(str(path))

@@ -92,7 +92,11 @@ def test_says_why_the_package_cannot_be_installed(tmp_path: Path) -> None:
 
 def test_interrupt_leaves_nothing(standin_python: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "--out", str(tmp_path), "--python", str(standin_python)], stderr=subprocess.PIPE, text=True
+        [*COMMAND, "--out", str(tmp_path), "--python", str(standin_python)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore the signal, and hand that on to what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not list(tmp_path.glob(".*/0.json")):
         time.sleep(0.01)
