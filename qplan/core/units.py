@@ -1,7 +1,7 @@
 """Quantities with units: parsed and printed at the edges, plain SI numbers inside.
 
 Inside qplan a duration is seconds, a rate requests per second, a size bytes. Only this module knows that a
-person writes ``50ms``, ``40qps`` or ``80GiB``.
+person writes ``50ms`` or ``40qps`` and reads ``80 GiB``.
 """
 
 from __future__ import annotations
@@ -37,11 +37,6 @@ def parse_duration(text: str, where: str) -> float:
 def parse_rate(text: str, where: str) -> float:
     """Read ``40``, ``40qps`` or ``90/min`` as requests per second. `where` names the flag."""
     return _quantity(text, RATES, "qps", where, example="40 or 40qps")
-
-
-def parse_size(text: str, where: str) -> float:
-    """Read ``80GiB`` or ``500MB`` as bytes; a bare number is bytes. `where` names the flag."""
-    return _quantity(text, SIZES, "B", where, example="80GiB")
 
 
 def parse_fraction(text: str, where: str) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qplan.core.errors import InputError, nearest
+from qplan.core.provenance import Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ SCHEMA_VERSION = 1
 
 PHASES = ("prefill", "decode", "serving")
 STATUSES = ("ok", "oom", "failed", "invalid")
-PROVENANCES = ("measured", "kernel-composed", "simulated", "published")
+PROVENANCES = tuple(kind.value for kind in Provenance)
 
 CHOICES = {"phase": PHASES, "status": STATUSES, "provenance": PROVENANCES}
 PHASE_NEEDS = {"prefill": ("input_tokens", "batch"), "decode": ("context_tokens", "batch"), "serving": ()}

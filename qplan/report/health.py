@@ -11,7 +11,7 @@ from typing import Any
 from qplan.report.output import console, print_json
 
 SCHEMA_VERSION = 1
-REQUIRED = ("numpy", "scipy", "highspy", "pyarrow", "sqlalchemy", "typer", "rich")
+REQUIRED = ("numpy", "highspy", "pyarrow", "sqlalchemy", "typer", "rich")
 OPTIONAL = {"pulp": "pulp", "psycopg": "postgres", "datasets": "datasets"}
 _QUERY = "name,memory.total,driver_version"
 

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 #: Short names, and what PuLP calls the solver: the first that is installed is taken.
 _SHORT = {"cbc": ("PULP_CBC_CMD", "COIN_CMD"), "highs": ("HiGHS", "HiGHS_CMD")}
 
-#: CBC's own figure with eight digits, printed when a limit ends the search.
-_CBC_BEST_POSSIBLE = re.compile(r"^Cbc0005I .*\(best possible (\S+?)\)", re.MULTILINE)
-#: The same in CBC's summary, rounded to three decimals (CBC 2.10) or six digits (later).
+#: CBC's summary of a search that it ended early, rounded to three decimals (CBC 2.10) or six digits (later).
 _CBC_LOWER_BOUND = re.compile(r"^Lower bound:\s+(\S+)", re.MULTILINE)
+#: The same with eight digits: at a limit, and (as a gap below the objective) at a gap that is small enough.
+_CBC_BEST_POSSIBLE = re.compile(r"^Cbc0005I .*\(best possible (\S+?)\)", re.MULTILINE)
+_CBC_GAP = re.compile(r"^Cbc0011I Exiting as integer gap of (\S+) less", re.MULTILINE)
+_CBC_OBJECTIVE = re.compile(r"^Cbc0001I .* best objective (\S+),", re.MULTILINE)
 
 
 class PulpBackend:
@@ -207,16 +209,18 @@ def _verdict(problem: pulp.LpProblem, outcome: Any) -> tuple[Status, float | Non
 
 def _cbc_bound(log: str) -> float | None:
     """Return the bound that CBC's log states, lowered by what its printing may have rounded up."""
-    for pattern, digits in ((_CBC_BEST_POSSIBLE, 5e-8), (_CBC_LOWER_BOUND, 5e-6)):
-        found = pattern.findall(log)
-        if found:
-            try:
-                bound = float(found[-1])
-            except ValueError:
-                continue
-            rounding = digits * abs(bound)
-            return bound - (max(rounding, 5e-4) if pattern is _CBC_LOWER_BOUND else rounding)
-    return None
+    summary = _CBC_LOWER_BOUND.findall(log)
+    if not summary:
+        return None
+    bound = float(summary[-1])
+    rounding = max(5e-4, 5e-6 * abs(bound))
+    exact = [float(figure) for figure in _CBC_BEST_POSSIBLE.findall(log)[-1:]]
+    for gap, objective in zip(_CBC_GAP.findall(log)[-1:], _CBC_OBJECTIVE.findall(log)[-1:], strict=False):
+        exact.append(float(objective) - float(gap))
+    for figure in exact:
+        if abs(figure - bound) <= rounding:  # not left over from one of CBC's searches within the search
+            return figure - 5e-8 * abs(figure)
+    return bound - rounding
 
 
 def _value(variable: pulp.LpVariable, lower: float, upper: float) -> float:

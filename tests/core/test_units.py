@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qplan.core.errors import InputError
-from qplan.core.units import format_duration, parse_duration, parse_fraction, parse_rate, parse_size
+from qplan.core.units import format_duration, parse_duration, parse_fraction, parse_rate
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,6 @@ def test_a_duration_is_read_as_seconds(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(("text", "rate"), [("40", 40.0), ("40qps", 40.0), ("90/min", 1.5), ("7 rps", 7.0)])
 def test_a_rate_is_read_as_requests_per_second(text: str, rate: float) -> None:
     assert parse_rate(text, "--qps") == pytest.approx(rate)
-
-
-def test_sizes_know_binary_and_decimal_units() -> None:
-    assert parse_size("80GiB", "--memory") == 80 * 2**30
-    assert parse_size("80GB", "--memory") == 80e9
 
 
 @pytest.mark.parametrize(("text", "share"), [("99%", 0.99), ("0.99", 0.99), ("101 %", 1.01)])
@@ -51,7 +46,7 @@ def test_a_printed_duration_reads_back(seconds: float) -> None:
 
 @given(st.text(max_size=30))
 def test_no_text_makes_a_parser_fail_otherwise(text: str) -> None:
-    for parse in (parse_duration, parse_rate, parse_size, parse_fraction):
+    for parse in (parse_duration, parse_rate, parse_fraction):
         try:
             assert math.isfinite(parse(text, "--flag"))
         except InputError as error:

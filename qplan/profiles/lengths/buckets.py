@@ -57,10 +57,3 @@ def _bin(values: NDArray[np.int64], edges: tuple[float, ...]) -> NDArray[np.int6
     """Return the quantile bin of each value; equal values share a bin."""
     cuts = np.quantile(values, edges[1:-1], method="inverted_cdf")
     return np.searchsorted(cuts, values, side="left").astype(np.int64)
-
-
-def weighted_quantile(values: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:
-    """Return the smallest value that at least `share` of the weight does not exceed."""
-    order = np.argsort(values)
-    reached = np.searchsorted(np.cumsum(weights[order]), share * weights.sum() * (1 - 1e-12))
-    return float(values[order][min(reached, len(values) - 1)])

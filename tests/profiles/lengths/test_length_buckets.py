@@ -9,8 +9,15 @@ import pytest
 
 from qplan.core.workload import Workload
 from qplan.profiles.lengths import __main__ as command
-from qplan.profiles.lengths.buckets import INPUT_EDGES, OUTPUT_EDGES, bucket, weighted_quantile
+from qplan.profiles.lengths.buckets import INPUT_EDGES, OUTPUT_EDGES, bucket
 from qplan.profiles.lengths.news import ARTICLE_LOG_STD, ARTICLE_TOKENS, news
+
+
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    """Return the smallest value that at least `share` of the weight does not exceed."""
+    order = np.argsort(values)
+    reached = np.searchsorted(np.cumsum(weights[order]), share * weights.sum() * (1 - 1e-12))
+    return float(values[order][min(reached, len(values) - 1)])
 
 
 def correlated_lengths(requests: int = 5_000) -> np.ndarray:
