@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qplan.core.deployment import Deployment
 from qplan.core.gpu import Gpu
@@ -27,10 +26,8 @@ class Profiled:
 
     Attributes
     ----------
-    deployments, steps
-        In the same order.
-    provenance
-        Each kind of evidence with its sources, once.
+    deployments, steps, provenance
+        In the same order; the provenance is the kind of evidence and its source, in words.
     """
 
     deployments: tuple[Deployment, ...]
@@ -55,8 +52,10 @@ def profiled(table: pa.Table, where: str) -> Profiled | None:
     StoreError
         When a deployment has only prefill or only decode rows.
     """
-    phase, status = _strings(table, "phase"), _strings(table, "status")
-    chosen = np.flatnonzero(np.isin(phase, ("prefill", "decode")) & (status == "ok"))
+    phase, phases = _codes(table, "phase")
+    status, statuses = _codes(table, "status")
+    steps = np.isin(phase, [n for n, name in enumerate(phases) if name in ("prefill", "decode")])
+    chosen = np.flatnonzero(steps & np.isin(status, [n for n, name in enumerate(statuses) if name == "ok"]))
     if not len(chosen):
         return None
     good = table.take(chosen)
@@ -64,7 +63,7 @@ def profiled(table: pa.Table, where: str) -> Profiled | None:
     deployments = tuple(_deployment(key, where) for key in keys)
     times = _numbers(good, "step_time_s")
     batch = _numbers(good, "batch")
-    prefills = phase[chosen] == "prefill"
+    prefills = np.array([name == "prefill" for name in phases])[phase[chosen]]
     single = prefills & (batch == 1)
     decodes = ~prefills
     step_times = StepTimes.from_points(
@@ -73,15 +72,29 @@ def profiled(table: pa.Table, where: str) -> Profiled | None:
         (index[decodes], batch[decodes], _numbers(good, "context_tokens")[decodes], times[decodes]),
         [f"{deployment} in {where}" for deployment in deployments],
     )
-    sources = sorted(
-        f"{row['provenance']}: {row['source']}"
-        for row in good.group_by(["provenance", "source"]).aggregate([]).to_pylist()
-    )
-    return Profiled(deployments, step_times, tuple(sources))
+    return Profiled(deployments, step_times, _evidence(good, index, len(keys)))
 
 
-def _strings(table: pa.Table, column: str) -> NDArray[np.str_]:
-    return table[column].to_numpy(zero_copy_only=False).astype(str)
+def _evidence(table: pa.Table, index: Ints, deployments: int) -> tuple[str, ...]:
+    """Join the distinct kinds of evidence and sources of each deployment's rows."""
+    kind, kinds = _codes(table, "provenance")
+    source, sources = _codes(table, "source")
+    seen = np.zeros((deployments, len(kinds), len(sources)), dtype=bool)
+    seen[index, kind, source] = True
+    return tuple("; ".join(f"{kinds[k]}: {sources[s]}" for k, s in np.argwhere(pairs)) for pairs in seen)
+
+
+def _codes(table: pa.Table, column: str) -> tuple[Ints, list[str]]:
+    """Return the distinct values of `column` in order, as text, and the place of each row's value among them."""
+    import pyarrow as pa
+
+    values = table[column].unify_dictionaries().combine_chunks()
+    encoded: Any = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    names = [str(value) for value in encoded.dictionary.to_pylist()]
+    order = np.argsort(names)
+    rank = np.empty(len(names), dtype=np.intp)
+    rank[order] = np.arange(len(names))
+    return rank[encoded.indices.to_numpy(zero_copy_only=False)], [names[n] for n in order]
 
 
 def _numbers(table: pa.Table, column: str) -> Floats:
@@ -95,8 +108,8 @@ def _group(table: pa.Table) -> tuple[list[tuple[str, ...]], Ints]:
     codes = np.zeros(table.num_rows, dtype=np.intp)
     levels: list[list[str]] = []
     for name in KEYS:
-        values, code = np.unique(_strings(table, name), return_inverse=True)
-        levels.append([str(value) for value in values])
+        code, values = _codes(table, name)
+        levels.append(values)
         codes = codes * len(values) + code
     distinct, index = np.unique(codes, return_inverse=True)
     keys: list[tuple[str, ...]] = []

@@ -97,7 +97,7 @@ def candidates(ask: CapacityAsk) -> Candidates:
         steps.take(chosen),
         tuple(grades[i] for i in chosen),
         rates[chosen],
-        found.provenance,
+        tuple(found.provenance[running[i]] for i in chosen),
         pack.card.known_error,
         {reason: count for reason, count in out.items() if count},
     )

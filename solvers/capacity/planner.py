@@ -128,7 +128,7 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
         gap=result.gap,
         solver=result.backend,
         solve_s=result.seconds,
-        provenance=found.provenance,
+        provenance=tuple(dict.fromkeys(found.provenance[i] for i in used)),
         assumptions=ask.assumptions + _price_assumptions(deployments),
         warnings=_warnings(deployments, found.known_error, predicted),
     )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -48,3 +50,16 @@ def test_all_agree() -> None:
         for name in ("highs", "pulp:cbc", "pulp:highs")
     ]
     np.testing.assert_allclose(np.array(objectives, float), 1808.0, rtol=1e-9)
+
+
+def test_another_package_brings_a_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = tmp_path / "elsewhere-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[qplan.solver_backends]\nelsewhere = qplan.solvers.backends.highs:HighsBackend\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert open_backend("elsewhere").solve(covering(), time_limit_s=60, mip_gap=0).objective == 1808.0
+    with pytest.raises(InputError, match="did you mean 'highs'"):
+        open_backend("hihgs")
