@@ -17,7 +17,7 @@ time, the fixed point ``b = λ R(b)`` of mean-value models, here with its spread
 R(m)``.
 
 **Slots.** ``m`` is how many sequences fit the KV cache at their full length, which TensorRT-LLM's default scheduler
-(GUARANTEED_NO_EVICT) reserves, or the engine's largest batch.
+(GUARANTEED_NO_EVICT) reserves, or the engine's largest batch, or the largest that was profiled.
 
 **Spread**, per length bucket of the workload:
 
@@ -142,7 +142,8 @@ class _Station:
         stay = stay / stay.sum()
         context, reserved = stay @ (inputs + outputs / 2), stay @ (inputs + outputs)
         fits = np.minimum(model.kv_tokens, model.max_context) >= workload.longest
-        slots = np.clip(np.floor(model.kv_tokens / reserved), 1, MAX_SEQUENCES)
+        most = min(MAX_SEQUENCES, model.steps.batches[-1])
+        slots = np.clip(np.floor(model.kv_tokens / reserved), 1, most)
 
         batches = np.arange(1, int(slots.max()) + 1, dtype=float)
         grid = model.steps.decode_by_batch(float(context))

@@ -29,6 +29,8 @@ class Gpu:
         Watts.
     price_per_hour
         US dollars per GPU and hour, on demand, as `price_source` listed it on `price_date`.
+    price_instance_gpus
+        GPUs of the machine that the price is of; ``None`` for a user's own price.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Gpu:
     price_per_hour: float
     price_source: str
     price_date: str
+    price_instance_gpus: int | None
     aliases: tuple[str, ...] = ()
 
     @property
@@ -60,7 +63,9 @@ class Gpu:
 
     def priced(self, price_per_hour: float, source: str = "--price") -> Gpu:
         """Return this GPU at the user's own price in $/h."""
-        return replace(self, price_per_hour=price_per_hour, price_source=source, price_date="")
+        return replace(
+            self, price_per_hour=price_per_hour, price_source=source, price_date="", price_instance_gpus=None
+        )
 
     @classmethod
     def named(cls, name: str, where: str = "--gpu") -> Gpu:
@@ -152,5 +157,6 @@ def _from_row(row: dict[str, str]) -> Gpu:
         price_per_hour=float(row["price_per_hour_usd"]),
         price_source=row["price_source"],
         price_date=row["price_date"],
+        price_instance_gpus=int(row["price_instance_gpus"]),
         aliases=tuple(alias.strip() for alias in row["aliases"].split(";") if alias.strip()),
     )

@@ -248,16 +248,24 @@ def _price_assumptions(deployments: list[Deployment]) -> tuple[Assumption, ...]:
 def _warnings(
     deployments: list[Deployment], known_error: Mapping[str, Any] | None, predicted: tuple[LatencyPrediction, ...]
 ) -> tuple[str, ...]:
-    if known_error is None:
-        return ("the error of these profiles against real serving is unknown",)
     said = []
-    unchecked = sorted({one.gpu.name for one in deployments} - set(known_error["gpus"]))
-    if unchecked:
-        checked = ", ".join(known_error["gpus"])
-        said.append(f"no end-to-end measurements check {', '.join(unchecked)}; the intervals are those of {checked}")
+    checked = () if known_error is None else known_error["gpus"]
+    unchecked = sorted({one.gpu.name for one in deployments} - set(checked))
+    if known_error is None:
+        said.append("the error of these profiles against real serving is unknown")
+    elif unchecked:
+        said.append(
+            f"no end-to-end measurements check {', '.join(unchecked)}; the intervals are those of {', '.join(checked)}"
+        )
     said += [
         f"the interval of {one.metric.upper()} p{one.percentile:g} reaches beyond its SLO: measure before relying on it"
         for one in predicted
-        if one.slo is not None and one.upper > one.slo
+        if one.slo is not None and one.slo < one.upper < float("inf")
     ]
-    return tuple(said)
+    said += [
+        f"the price of {one.gpu} is that of a machine with {one.gpu.price_instance_gpus} of them; TP{one.tp} needs a "
+        "larger one, which can cost more per GPU"
+        for one in deployments
+        if one.gpu.price_instance_gpus is not None and one.tp > one.gpu.price_instance_gpus
+    ]
+    return tuple(dict.fromkeys(said))

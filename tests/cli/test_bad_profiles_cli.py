@@ -81,7 +81,9 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     assert "profiles.db" in one_line(planned_on(tmp_path / "profiles.db"))
 
 
-def test_a_store_that_another_process_locks_is_read_all_the_same_and_not_written(tmp_path: Path, rows: pa.Table) -> None:
+def test_a_store_that_another_process_locks_is_read_all_the_same_and_not_written(
+    tmp_path: Path, rows: pa.Table
+) -> None:
     path = tmp_path / "profiles.db"
     with ProfileStore(f"sqlite:///{path}") as store:
         store.add(rows, source="test")

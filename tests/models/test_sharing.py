@@ -122,3 +122,17 @@ def test_faster_hardware_takes_more(deployments: list[Deployment], steps: StepTi
     assert workload is not None
     rates = SharingModel.of(deployments, steps).saturation_qps(workload, [Slo("ttft", 1.0, 90)])
     assert rates[1] > rates[0] > 0  # two H100 against one A100
+
+
+def test_no_batch_is_run_that_was_not_profiled() -> None:
+    whole = affine()
+    few = StepTimes(
+        whole.steps.prefill_tokens,
+        whole.steps.prefill_s,
+        whole.steps.batches / 64,
+        whole.steps.contexts,
+        whole.steps.decode_s,
+    )
+    workload = Workload.fixed("isl=100,osl=101")
+    model = SharingModel(few, whole.kv_tokens, whole.max_context)
+    assert model.at(workload, model.saturation_qps(workload, ()) * 0.99).batch[0] <= 8

@@ -115,6 +115,15 @@ def test_the_objective_is_what_is_minimised() -> None:
     assert sum(few.gpus.values()) <= sum(cheap.gpus.values())
 
 
+def test_a_price_of_a_smaller_machine_is_warned_of() -> None:
+    large = Model.named("llama-2-70b")
+    plan = planned(ask(1, "ttft=3s,tpot=150ms", gpus="l40s", models=[large]))
+    assert {group.tp for group in plan.replicas} != {1}
+    assert any("a machine with 1 of them" in warning for warning in plan.warnings)
+    own = planned(ask(1, "ttft=3s,tpot=150ms", gpus="l40s", models=[large], prices={"L40S": 2.0}))
+    assert not any("a machine with" in warning for warning in own.warnings)
+
+
 def test_a_price_moves_the_plan() -> None:
     plan = planned(ask(20, prices={"H200-SXM": 0.01}))
     assert set(plan.gpus) == {"H200-SXM"}
