@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qplan.core.errors import QplanError
+from qplan.report.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from qplan.profiles.observations import Group
 
 JSON_SCHEMA_VERSION = 1
 _PROGRESS_FROM_ROWS = 5_000
-_PIPED_WIDTH = 200  # of a table that goes to a file or a pipe, where nothing says how wide it may be
 
 app = typer.Typer(help="See, import, export and check the profiles that plans are made from.", no_args_is_help=True)
 
@@ -49,7 +48,7 @@ def list_profiles(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None
     if groups is not None:
         provenance = ", ".join(sorted({group.provenance for group in groups}))
         rows.append((_shown(store), "store", _rows(groups), provenance, "", "your own observations"))
-    _print_table(("name", "kind", "rows", "provenance", "date", "what it holds"), rows)
+    print_table(("name", "kind", "rows", "provenance", "date", "what it holds"), rows)
 
 
 @app.command("show")
@@ -66,9 +65,9 @@ def show(
     """
     from qplan.profiles.observations import SUMMED_COLUMNS, summarize
     from qplan.profiles.packs import read_pack
-    from qplan.profiles.store import ProfileStore
+    from qplan.profiles.store import ProfileStore, is_store
 
-    if name is None or _is_store(name):
+    if name is None or is_store(name):
         with ProfileStore(name or store) as opened:
             groups = opened.summary()
             about: dict[str, Any] = {"store": str(opened)}
@@ -85,7 +84,7 @@ def show(
         typer.echo(f"known error: {json.dumps(about['known_error'])}")
     for note in about.get("notes", ()):
         typer.echo(f"note: {note}")
-    _print_table(
+    print_table(
         ("model", "quantization", "GPU", "TP", "engine", "phase", "provenance", "ok", "rows"),
         [
             (
@@ -238,12 +237,6 @@ class _Progress:
         self._bar.advance(self._task, rows)
 
 
-def _is_store(name: str) -> bool:
-    """Whether a name is a store's rather than a pack's: a URL, or a file that is not Parquet."""
-    path = Path(name)
-    return "://" in name or path.suffix in (".db", ".sqlite") or (path.suffix != ".parquet" and path.is_file())
-
-
 def _groups_if_any(store: str) -> tuple[Group, ...] | None:
     """Sum up a store; ``None`` where the SQLite file is not there."""
     from qplan.profiles.store import ProfileStore
@@ -266,19 +259,4 @@ def _rows(groups: Iterable[Group]) -> int:
 
 
 def _print_json(**fields: Any) -> None:
-    fields = {"schema_version": JSON_SCHEMA_VERSION} | fields
-    typer.echo(json.dumps(fields, indent=2, ensure_ascii=False))
-
-
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; text is taken as it is, not as markup."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for name in header:
-        table.add_column(name, justify="right" if name in ("rows", "ok", "TP") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+    print_json({"schema_version": JSON_SCHEMA_VERSION} | fields)

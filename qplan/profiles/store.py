@@ -49,6 +49,12 @@ class Added:
     replaced: int
 
 
+def is_store(name: str) -> bool:
+    """Return whether `name` is a store's rather than a pack's: a URL, or a file that is not Parquet."""
+    path = Path(name)
+    return "://" in name or path.suffix in (".db", ".sqlite") or (path.suffix != ".parquet" and path.is_file())
+
+
 class ProfileStore:
     """A store of observations; a context manager that closes its connections.
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_PIPED_WIDTH = 160  # of what goes to a file or a pipe, where nothing says how wide it may be
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -18,12 +21,26 @@ def print_json(document: Mapping[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a plain table; text is taken as it is, not as markup, and numbers go to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    cells = [tuple(row) for row in rows]
+    for column, name in enumerate(header):
+        numeric = all(isinstance(row[column], int | float) for row in cells)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console().print(table)
+
+
 def console() -> Console:
     """Return a console on standard output; piped output is wide enough that no table is cut."""
     from rich.console import Console
 
-    piped = not sys.stdout.isatty()
-    return Console(highlight=False, width=140 if piped else None, soft_wrap=piped)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def _finite(value: Any) -> Any:

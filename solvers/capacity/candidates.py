@@ -19,7 +19,7 @@ from qplan.models.quality import Quality, quality
 from qplan.models.sharing import SharingModel
 from qplan.models.steptimes import StepTimes
 from qplan.profiles.packs import Pack, read_pack
-from qplan.profiles.store import ProfileStore
+from qplan.profiles.store import ProfileStore, is_store
 from qplan.solvers.capacity.ask import CapacityAsk
 
 Floats = NDArray[np.float64]
@@ -104,9 +104,9 @@ def candidates(ask: CapacityAsk) -> Candidates:
 
 
 def _read(ask: CapacityAsk) -> Pack:
-    """Read the profiles of the ask's models: a pack by name or path, or a store by URL or file (``.db``)."""
+    """Read the profiles of the ask's models: a pack by name or path, or a store by URL or file."""
     names = [model.name for model in ask.models]
-    if "://" in ask.profiles or ask.profiles.endswith(".db"):
+    if is_store(ask.profiles):
         with ProfileStore(ask.profiles) as store:
             return Pack.of_store(str(store), store.read(COLUMNS, model=names))
     return read_pack(ask.profiles, models=names, columns=COLUMNS)
