@@ -20,7 +20,8 @@ interpolated
 assumed
     As interpolated, but from schemes that share only the number of weight bits.
 
-What is not published never exceeds 1, nor the same scheme with a 16-bit KV cache, nor, where the scheme has
+No value exceeds 1: a published gain is the benchmark's noise, and shows in the range alone. What is not published
+never exceeds the same scheme with a 16-bit KV cache, nor, where the scheme has
 no rows, its method at more bits; and it is never below a coarser scheme that has rows.
 """
 
@@ -220,7 +221,8 @@ def _summary(values: Sequence[float], weights: Sequence[float], task: str, prove
     noise = NOISE.get(task, DEFAULT_NOISE) * WIDENED[provenance]
     half = max(2 * math.sqrt(variance), noise)
     upper = mean + half if provenance == "published" else min(1.0, mean + half)
-    return Quality(mean, max(0.0, mean - half), upper, provenance, source)
+    # A quantized model that scores above itself shows the benchmark's noise: the value stops at 1, the range does not.
+    return Quality(min(1.0, mean), max(0.0, min(1.0, mean) - half), upper, provenance, source)
 
 
 def _is_coarser(other: Quantization, than: Quantization) -> bool:

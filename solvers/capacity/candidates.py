@@ -87,7 +87,7 @@ def candidates(ask: CapacityAsk) -> Candidates:
     )
     good = np.array([grade.value for grade in grades]) >= ask.quality_floor - 1e-9
     fast = rates > 0
-    out[f"below the quality floor of {ask.quality_floor:.4g}"] += int((~good).sum())
+    out[f"below the quality floor of {ask.quality_floor:.1%}"] += int((~good).sum())
     out["cannot meet the SLOs or hold the longest request"] += int((good & ~fast).sum())
     chosen = np.flatnonzero(good & fast)
     if not len(chosen):
@@ -170,7 +170,7 @@ def _no_candidate(
     if not good.any() or (fast.any() and not ask.slos):
         best = float(best_of.max())
         return InfeasibleError(
-            f"no deployment reaches the quality floor of {ask.quality_floor:.4g}; the best has {best:.4g} of "
+            f"no deployment reaches the quality floor of {ask.quality_floor:.1%}; the best has {best:.1%} of "
             f"{ask.models[0]} at 16 bits on {ask.workload.task} tasks",
             constraint="quality",
             nearest=(f"--quality {_floor_percent(best)}",),

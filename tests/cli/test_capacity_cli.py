@@ -117,7 +117,7 @@ def test_wrong_input_is_one_clear_line_and_exit_2(arguments: list[str], message:
     [
         (["--qps", "40", "--slo", "ttft=1ms"], "slo", "--slo p90:ttft="),
         (["--qps", "4000", "--slo", "ttft=1s", "--gpus", "h100=8", "--model", "llama-2-70b"], "inventory", "--qps"),
-        (["--qps", "40", "--slo", "ttft=1s", "--quality", "120%"], "quality", "--quality"),
+        (["--qps", "40", "--slo", "ttft=1s", "--quality", "101%"], "quality", "--quality"),
         (["--qps", "1", "--model", "llama-2-70b", "--gpus", "l40s=1", "--quant", "BF16"], "inventory", "--gpus"),
         (["--qps", "1", "--model", "llama-2-70b", "--workload", "isl=9000,osl=9"], "memory", "--workload"),
     ],

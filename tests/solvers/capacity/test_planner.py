@@ -136,7 +136,7 @@ def test_a_price_moves_the_plan() -> None:
         (ask(1, "p50:itl=1us"), "slo", "even without load"),
         (ask(4000, gpus="h100=8"), "inventory", "cannot carry 4000"),
         (ask(1, gpus="l40s=1", models=[Model.named("llama-2-70b")], quality_floor=1.0), "quality", "quality floor"),
-        (ask(1, quality_floor=1.2), "quality", "quality floor of 1.2"),
+        (ask(1, quality_floor=1.2), "quality", "quality floor of 120.0%"),
         (ask(1, workload=Workload.fixed("isl=5000,osl=100")), "memory", "longest request"),
         (ask(1, gpus="h100=0"), "inventory", "no single replica"),
     ],
