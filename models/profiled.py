@@ -105,21 +105,12 @@ def _numbers(table: pa.Table, column: str) -> Floats:
 
 def _group(table: pa.Table) -> tuple[list[tuple[str, ...]], Ints]:
     """Return the distinct keys, in order of name, and the key of each row."""
-    codes = np.zeros(table.num_rows, dtype=np.intp)
-    levels: list[list[str]] = []
-    for name in KEYS:
-        code, values = _codes(table, name)
-        levels.append(values)
-        codes = codes * len(values) + code
-    distinct, index = np.unique(codes, return_inverse=True)
-    keys: list[tuple[str, ...]] = []
-    for code in distinct.tolist():
-        key: list[str] = []
-        for level in reversed(levels):
-            code, at = divmod(code, len(level))  # noqa: PLW2901
-            key.append(level[at])
-        keys.append(tuple(reversed(key)))
-    return keys, index
+    columns = [_codes(table, name) for name in KEYS]
+    combined = np.zeros(table.num_rows, dtype=np.intp)
+    for code, values in columns:
+        combined = combined * len(values) + code
+    _, first, index = np.unique(combined, return_index=True, return_inverse=True)
+    return [tuple(values[code[row]] for code, values in columns) for row in first], index
 
 
 def _deployment(key: tuple[str, ...], where: str) -> Deployment:
