@@ -21,18 +21,28 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the columns: packs and stores carry it, and a newer one than this is refused."""
 
-PHASES = ("prefill", "decode", "serving")
+PHASES = ("prefill", "decode", "serving", "saturation", "quality")
 STATUSES = ("ok", "oom", "failed", "invalid")
 PROVENANCES = tuple(kind.value for kind in Provenance)
 
 CHOICES = {"phase": PHASES, "status": STATUSES, "provenance": PROVENANCES}
-PHASE_NEEDS = {"prefill": ("input_tokens", "batch"), "decode": ("context_tokens", "batch"), "serving": ()}
+PHASE_NEEDS = {
+    "prefill": ("input_tokens", "batch"),
+    "decode": ("context_tokens", "batch"),
+    "serving": (),
+    "saturation": ("slo",),
+    "quality": ("task", "metric"),
+}
 QUANTILES = ("p50", "p90", "p95", "p99")
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
-MINIMUM = {"tp": 1, "batch": 1}
+MINIMUM = {
+    "tp": 1,
+    "batch": 1,
+    **dict.fromkeys(("score_change", "score_change_low", "score_change_high"), -float("inf")),
+}
 
 _MOST_PROBLEMS = 5
 

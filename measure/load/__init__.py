@@ -1,0 +1,1 @@
+"""Open-loop load: arrivals, prompts, the streaming client, and the metrics of what came back."""

@@ -1,0 +1,1 @@
+"""Quality of a quantized deployment, paired with its unquantized baseline."""

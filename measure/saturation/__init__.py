@@ -1,0 +1,1 @@
+"""The highest open-loop rate that meets the SLOs, searched for with sequential statistics."""
