@@ -12,8 +12,8 @@ Every adapter promises:
 - :meth:`Engine.prepare` writes only below the folder it is given, atomically: a killed preparation leaves nothing that
   a later one takes for finished weights. It is not repeated when its result is there.
 - :meth:`Engine.start` returns only when the server answered a completion with sane tokens, and raises
-  :class:`~qplan.core.errors.MeasurementError` with the engine's last lines when it died, hung past the deadline, or
-  answered garbage. Whatever it raises, no process of it is left.
+  :class:`EngineError` with the engine's last lines when it died, hung past the deadline, or answered garbage. Whatever
+  it raises, no process of it is left.
 - :meth:`Server.check` raises as soon as the process is gone or its health route says so.
 - :meth:`Server.stop` ends the whole process group, may be called twice, and leaves no process behind.
 - Commands are lists of arguments, never shell strings; the exact list is in :attr:`Server.command`.
@@ -21,14 +21,48 @@ Every adapter promises:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from qplan.core.errors import MeasurementError
 from qplan.core.quantization import Quantization
 from qplan.measure.endpoint import Endpoint
+
+_RAISED = re.compile(r"\w*(Error|Exception)\b: |: error: ")  # Python's, and argparse's
+_COMPLAINT = re.compile(r"error|exception|fail|cannot|unable|out of memory|invalid", re.IGNORECASE)
+_POINTER = re.compile(r"see (the )?(root cause|stack trace)", re.IGNORECASE)  # says that another line says it
+_NEAR_END = 10
+_KEPT_LINES = 20
+
+
+class EngineError(MeasurementError):
+    """An engine could not be started, died, hangs, or answers garbage.
+
+    Parameters
+    ----------
+    message
+        What happened, in one sentence.
+    last_lines
+        The last lines that the engine wrote. The most telling one becomes part of the message; the last 20 are kept.
+    """
+
+    def __init__(self, message: str, last_lines: Iterable[str] = ()) -> None:
+        lines = tuple(last_lines)
+        self.last_lines = lines[-_KEPT_LINES:]
+        said = _telling(lines)
+        super().__init__(f"{message}; it said: {said}" if said else message)
+
+
+def _telling(lines: tuple[str, ...]) -> str:
+    """Return the last line that names an exception; else of the last complaints the first: others follow from it."""
+    said = [line for line in lines if not _POINTER.search(line)]
+    raised = [line for line in said if _RAISED.search(line)]
+    complaints = [line for line in said[-_NEAR_END:] if _COMPLAINT.search(line)]
+    return (raised[-1:] or complaints[:1] or lines[-1:] or [""])[0].strip()[:300]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +154,7 @@ class Server(Protocol):
         """Process id of the leader of the server's process group; ``None`` for a server that somebody else runs."""
 
     def check(self) -> None:
-        """Raise :class:`~qplan.core.errors.MeasurementError` with the last lines if the server is dead or unhealthy."""
+        """Raise :class:`EngineError` with the last lines if the server is dead or unhealthy."""
 
     def state(self) -> EngineState:
         """Read the engine's own metrics; every field ``None`` where it has none."""
