@@ -6,6 +6,7 @@
     ├── InputError        what the user typed or handed over: exit 2
     ├── InfeasibleError   an answer, not a bug: no plan meets the ask: exit 3
     ├── MeasurementError  an engine, the load client or an energy counter failed: exit 4
+    │   └── EngineError   an engine failed; carries its last lines (qplan.measure.engines.contract)
     └── StoreError        the profile store or a pack cannot be read or written: exit 2
 
 The command line prints a :class:`QplanError` as one line and exits with its ``exit_code``. Anything else
