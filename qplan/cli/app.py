@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from qplan import __version__
-from qplan.cli import capacity, doctor, profiles
+from qplan.cli import capacity, doctor, measure, profiles
 
 app = typer.Typer(
     name="qplan",
@@ -20,6 +20,7 @@ app = typer.Typer(
     epilog="Add --debug to any command for a traceback. Exit codes: 2 input, 3 no feasible plan, 4 measurement.",
 )
 app.command("capacity")(capacity.capacity)
+app.add_typer(measure.app, name="measure")
 app.add_typer(profiles.app, name="profiles")
 app.command("doctor")(doctor.doctor)
 

@@ -21,6 +21,7 @@ from qplan.profiles.observations import (
     check_columns,
     conform,
     contents,
+    from_rows,
     identities,
     one_line,
     summarize,
@@ -28,7 +29,7 @@ from qplan.profiles.observations import (
 from qplan.profiles.schema import SCHEMA_VERSION, arrow_schema, columns, names, sql_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from types import TracebackType
 
     import pyarrow as pa
@@ -123,7 +124,7 @@ class ProfileStore:
         table = conform(table, source)
         ids, digests = identities(table), contents(table)
         rows = _distinct(table, ids, digests, source)
-        with self._transaction(write=True) as connection:
+        with self.transaction(write=True) as connection:
             kept = self._kept(connection, [ids[row] for row in rows])
             new = [row for row in rows if ids[row] not in kept]
             changed = [row for row in rows if kept.get(ids[row], digests[row]) != digests[row]]
@@ -140,6 +141,24 @@ class ProfileStore:
                 if progress is not None:
                     progress(len(chunk))
         return Added(new=len(new), unchanged=len(rows) - len(new) - len(changed), replaced=len(changed))
+
+    def put(self, connection: sa.Connection, rows: Sequence[Mapping[str, object]], *, where: str) -> None:
+        """Write what one measurement observed, within a transaction, in place of what it wrote before.
+
+        What the store has with the same `source` column is that measurement's own and goes. Where another source has
+        observed the same identity, both are kept: this one takes the next free number of `repeat`. `where` names the
+        run in an error.
+        """
+        import sqlalchemy as sa
+
+        kept, _ = _tables()
+        for source in {str(row["source"]) for row in rows}:
+            connection.execute(sa.delete(kept).where(kept.c.source == source))
+        for row in rows:
+            table, key = _single(row, where)
+            while self._kept(connection, [key]):
+                table, key = _single({**row, "repeat": table["repeat"][0].as_py() + 1}, where)
+            self._insert(connection, table, [0], [key], contents(table))
 
     def read(self, wanted: Sequence[str] | None = None, **only: str | Collection[str | float]) -> pa.Table:
         """Return observations, in a fixed order.
@@ -166,7 +185,7 @@ class ProfileStore:
         query = sa.select(*(kept.c[name] for name in chosen)).order_by(kept.c.id)
         for name, values in only.items():
             query = query.where(kept.c[name].in_([values] if isinstance(values, str) else list(values)))
-        with self._transaction(write=False) as connection:
+        with self.transaction(write=False) as connection:
             rows = connection.execute(query).all()
         schema = pa.schema([arrow_schema().field(name) for name in chosen])
         by_column = zip(*rows, strict=True) if rows else ((),) * len(chosen)
@@ -175,6 +194,25 @@ class ProfileStore:
     def summary(self) -> tuple[Group, ...]:
         """Count the observations by deployment, engine, phase and provenance."""
         return summarize(self.read(SUMMED_COLUMNS))
+
+    def exists(self) -> bool:
+        """Return whether the store has been made."""
+        import sqlalchemy as sa
+
+        if self._ready:
+            return True
+        engine = self._engine or self._connect()
+        file = engine.url.database if engine.dialect.name == "sqlite" else None
+        if file and not file.startswith("file:") and not Path(file).is_file():
+            return False
+        try:
+            with engine.connect() as connection:
+                return _state(connection) is not None
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+            raise StoreError(f"{self}: {self._explained(error)}") from None
+        finally:
+            if engine is not self._engine:
+                engine.dispose()
 
     def __str__(self) -> str:
         """Print the URL without its password, or the path of a SQLite file."""
@@ -189,7 +227,7 @@ class ProfileStore:
         return url.render_as_string(hide_password=True)
 
     @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[sa.Connection]:
+    def transaction(self, *, write: bool) -> Iterator[sa.Connection]:
         """Open the store if need be and hold a transaction on it; map every database error to one line."""
         import sqlalchemy as sa
 
@@ -337,6 +375,17 @@ def _tables() -> tuple[sa.Table, sa.Table]:
         sa.Column("value", sa.Text, nullable=False),
     )
     return observations, meta
+
+
+def meta_table() -> sa.Table:
+    """Return the table of a store's versions: what else is kept in a store notes its own there."""
+    return _tables()[1]
+
+
+def _single(row: Mapping[str, object], where: str) -> tuple[pa.Table, str]:
+    """Make a table of one observation; return it with its key."""
+    table = from_rows([row], where)
+    return table, identities(table)[0]
 
 
 def _state(connection: sa.Connection) -> tuple[int, tuple[str, ...]] | None:

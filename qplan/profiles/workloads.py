@@ -26,6 +26,7 @@ TEXT_COLUMNS = (
     ("question", "answer"),
     ("article", "highlights"),
     ("document", "summary"),
+    ("context", "answers"),
 )
 CHARACTERS_PER_TOKEN = 4.0
 _MAX_ROWS = 100_000
@@ -57,21 +58,35 @@ def read_workload(text: str, where: str = "--workload") -> Workload:
     )
 
 
-def _trace(path: Path, where: str) -> Workload:
+def read_trace_rows(path: Path, where: str, *, timed: bool) -> list[tuple[str, float, float]]:
+    """Read a trace as ``(timestamp as written, prompt tokens, generated tokens)``; only a `timed` one needs the first.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or a line holds no token counts.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            missing = [name for name in TRACE_COLUMNS[1:] if name not in (reader.fieldnames or ())]
+            needed = TRACE_COLUMNS if timed else TRACE_COLUMNS[1:]
+            missing = [name for name in needed if name not in (reader.fieldnames or ())]
             if missing:
                 raise InputError(
                     f"{where}: {path} has no column {missing[0]}; expected the columns {', '.join(TRACE_COLUMNS)}"
                 )
-            lengths = [
-                tuple(_tokens(row[name], name, path, reader.line_num, where) for name in TRACE_COLUMNS[1:])
-                for row in reader
-            ]
+            time, *tokens = TRACE_COLUMNS
+            rows = []
+            for row in reader:
+                given, generated = (_tokens(row[name], name, path, reader.line_num, where) for name in tokens)
+                rows.append((row.get(time) or "", given, generated))
+            return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{where}: cannot read {path}: {error}") from None
+
+
+def _trace(path: Path, where: str) -> Workload:
+    lengths = [(given, generated) for _, given, generated in read_trace_rows(path, where, timed=False)]
     return _of_lengths(path.name, "general", lengths, f"trace {path.name}, {len(lengths)} requests", where)
 
 
@@ -85,7 +100,14 @@ def _tokens(text: str | None, column: str, path: Path, line: int, where: str) ->
     return tokens
 
 
-def _dataset(text: str, where: str) -> Workload:
+def read_texts(text: str, where: str, config: str | None = None) -> list[tuple[str, str]]:
+    """Read ``(prompt, reply)`` pairs of a dataset, by its path or name; `config` chooses among a dataset's variants.
+
+    Raises
+    ------
+    InputError
+        The library is missing, the dataset cannot be loaded (or fetched: offline), or its columns are unknown.
+    """
     try:
         import datasets
     except ImportError:
@@ -98,33 +120,40 @@ def _dataset(text: str, where: str) -> Workload:
         if path.suffix.casefold() in kinds and path.is_file():
             rows = datasets.load_dataset(kinds[path.suffix.casefold()], data_files=str(path), split="train")
         else:
-            loaded = datasets.load_dataset(text)
+            loaded = datasets.load_dataset(text, config)
             rows = loaded[next(iter(loaded))]
     except Exception as error:  # datasets raises whatever its readers and the network raise
         cause = one_line(error) or type(error).__name__
         raise InputError(f"{where}: cannot load the dataset '{text}': {cause}") from None
-    lengths = _text_lengths(rows.select(range(min(len(rows), _MAX_ROWS))), rows.column_names, text, where)
+    return list(_text_pairs(rows.select(range(min(len(rows), _MAX_ROWS))), rows.column_names, text, where))
+
+
+def _dataset(text: str, where: str) -> Workload:
+    lengths = [
+        (len(prompt) / CHARACTERS_PER_TOKEN, len(reply) / CHARACTERS_PER_TOKEN)
+        for prompt, reply in read_texts(text, where)
+    ]
     counted = f"{CHARACTERS_PER_TOKEN:g} characters counted as a token"
     return _of_lengths(text, "general", lengths, f"dataset {text}, {len(lengths)} rows, {counted}", where)
 
 
-def _text_lengths(
+def _text_pairs(
     rows: Iterable[Mapping[str, Any]], columns: list[str], text: str, where: str
-) -> list[tuple[float, float]]:
+) -> Iterable[tuple[str, str]]:
     if "conversations" in columns:
         turns = (row["conversations"] for row in rows)
-        pairs = ((talk[0]["value"], talk[1]["value"]) for talk in turns if talk and len(talk) > 1)
-    else:
-        names = next((pair for pair in TEXT_COLUMNS if set(pair) <= set(columns)), None)
-        if names is None:
-            known = "; ".join(" + ".join(pair) for pair in TEXT_COLUMNS)
-            raise InputError(
-                f"{where}: dataset '{text}' has the columns {', '.join(columns)}; expected conversations, or {known}"
-            )
-        pairs = ((row[names[0]], row[names[1]]) for row in rows)
-    return [
-        (len(str(first)) / CHARACTERS_PER_TOKEN, len(str(second)) / CHARACTERS_PER_TOKEN) for first, second in pairs
-    ]
+        return ((str(talk[0]["value"]), str(talk[1]["value"])) for talk in turns if talk and len(talk) > 1)
+    names = next((pair for pair in TEXT_COLUMNS if set(pair) <= set(columns)), None)
+    if names is None:
+        known = "; ".join(" + ".join(pair) for pair in TEXT_COLUMNS)
+        raise InputError(
+            f"{where}: dataset '{text}' has the columns {', '.join(columns)}; expected conversations, or {known}"
+        )
+    return ((_plain(row[names[0]]), _plain(row[names[1]])) for row in rows)
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _of_lengths(name: str, task: str, lengths: Sequence[tuple[float, ...]], source: str, where: str) -> Workload:
