@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from qplan.measure.campaign.points import LOAD, QUALITY, SATURATION, Point
+from qplan.measure.campaign.phases import companion_s
+from qplan.measure.campaign.points import LOAD, QUALITY, SATURATION, Point, Target
+from qplan.measure.campaign.rig import IDLE_S
 
 if TYPE_CHECKING:
     from qplan.measure.campaign.grid import Block
@@ -45,10 +47,11 @@ class Estimate:
         if point.kind == QUALITY:
             return min(TASK_S, self._plan.deadlines.quality_s)
         assert point.kind == LOAD
+        energy_s = companion_s(point.warm_up_s) if self._reads_energy(point.target) else 0.0
         if point.duration_s is not None:
-            return point.duration_s + 2.0
+            return point.duration_s + 2.0 + energy_s
         assert point.requests is not None
-        return point.requests / (point.qps or 1.0) + 2.0
+        return point.requests / (point.qps or 1.0) + 2.0 + energy_s
 
     def total_s(self, blocks: Iterable[Block], is_open: Mapping[str, bool]) -> float:
         """Return the expected time of what is open, engine starts included, one block after the other but for GPUs.
@@ -64,5 +67,10 @@ class Estimate:
             if points:
                 share = block.target.tp / len(self._plan.devices) if self._plan.devices else 1.0
                 start_s = START_S.get(block.target.engine, OTHER_START_S)
+                start_s += IDLE_S if self._reads_energy(block.target) else 0.0
                 total += share * (start_s + sum(map(self.point_s, points)))
         return total
+
+    def _reads_energy(self, target: Target) -> bool:
+        """Whether GPUs of this plan serve a deployment, whose energy is measured; a CPU's counter is rarely there."""
+        return self._plan.energy and bool(self._plan.devices) and target.engine != "remote"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from qplan.core.errors import InputError
 from qplan.core.slo import Slo
 from qplan.measure.campaign.block import Stopped
 from qplan.measure.campaign.events import PointProgress, ProbeFinished, Result
+from qplan.measure.campaign.phases import steady_run, tell_apart
 from qplan.measure.campaign.points import LOAD, QUALITY, SATURATION, Point
 from qplan.measure.campaign.rows import point_columns, share_of
 from qplan.measure.campaign.traffic import mean_lengths, prompts, schedule_and_prompts
@@ -20,6 +21,7 @@ from qplan.measure.energy.per_token import observation_columns as energy_columns
 
 if TYPE_CHECKING:
     from qplan.measure.campaign.rig import Rig
+    from qplan.measure.load.prompts import Prompt
     from qplan.measure.load.requests import Floats, Request, Requests
     from qplan.measure.saturation.probe import Probe, ProbeResult
 
@@ -46,8 +48,8 @@ def measure_point(point: Point, rig: Rig) -> Result:
 class _Follower:
     """Follows a run: counts for the display, and ends it when there is nothing left to measure."""
 
-    def __init__(self, point: Point, rig: Rig, watch: Watch, of: int) -> None:
-        self._key, self._rig, self._watch, self._of = point.key, rig, watch, of
+    def __init__(self, point: Point, rig: Rig, watch: Watch, of: int, what: str) -> None:
+        self._key, self._rig, self._watch, self._of, self._what = point.key, rig, watch, of, what
         self._count = self._failed = 0
         self._told = 0.0
 
@@ -57,7 +59,7 @@ class _Follower:
         now = time.perf_counter()
         if now - self._told >= _PROGRESS_S or self._count == self._of:
             self._told = now
-            note = f"{self._failed} failed" if self._failed else ""
+            note = f"{self._what} {self._failed} failed" if self._failed else self._what
             self._rig.emit(PointProgress(self._key, self._count, self._of, note))
 
     def stop(self) -> bool:
@@ -67,11 +69,35 @@ class _Follower:
 def _measure_load(point: Point, rig: Rig) -> Result:
     """Offer a load and take its observation over the steady part."""
     from qplan.measure.load.encoding import encode_requests
-    from qplan.measure.load.metrics import observation_columns, steady_window
-    from qplan.measure.load.run import run_load
+    from qplan.measure.load.metrics import observation_columns
 
     rate = _rate(point, rig)
     schedule_s, asked = schedule_and_prompts(point, rig, rate)
+    requests, watch = _offer(point, rig, schedule_s, asked)
+    run = steady_run(rig, requests, point.warm_up_s)
+    row = point_columns(point, rig.job.source, rate if rate is not None else _mean_rate(schedule_s)) | rig.columns
+    row |= observation_columns(requests, window=run.window, slos=Slo.parse_all([point.slo]) if point.slo else ())
+    row |= mean_lengths(point.source, asked)
+    row |= watch.columns(run.energy.start_s, run.energy.end_s)
+    phases = None
+    if row["status"] == "ok":
+        phases = tell_apart(point, rig, rate, run, lambda *sent: _offer(point, rig, *sent, what="prefill alone")[0])
+    row |= energy_columns(run.energy, idle_power_w=rig.idle_power_w, phases=phases)
+    return Result(
+        _STATES[row["status"]],
+        (row,),
+        reason=row["reason"],
+        raw=encode_requests(requests),
+        metrics={"window_s": [run.window.start_s, run.window.end_s]},
+    )
+
+
+def _offer(
+    point: Point, rig: Rig, schedule_s: Floats, asked: Sequence[Prompt], *, what: str = ""
+) -> tuple[Requests, Watch]:
+    """Send prompts on a schedule while the server is watched; `what` tells the display what this is."""
+    from qplan.measure.load.run import run_load
+
     with Watch(rig.server, rig.stopping) as watch:
         requests = run_load(
             rig.server.endpoint,
@@ -79,25 +105,12 @@ def _measure_load(point: Point, rig: Rig) -> Result:
             asked,
             timeout_s=rig.job.deadlines.request_s,
             processes=rig.job.processes,
-            observer=_Follower(point, rig, watch, len(schedule_s)),
+            observer=_Follower(point, rig, watch, len(schedule_s), what),
         )
     if rig.stopping():
         raise Stopped
     watch.raise_if_dead()
-    window = steady_window(requests, point.warm_up_s)
-    row = point_columns(point, rig.job.source, rate if rate is not None else _mean_rate(schedule_s)) | rig.columns
-    row |= observation_columns(requests, window=window, slos=Slo.parse_all([point.slo]) if point.slo else ())
-    row |= mean_lengths(point.source, asked)
-    start_s, end_s = requests.origin_s + window.start_s, requests.origin_s + window.end_s
-    row |= watch.columns(start_s, end_s)
-    row |= energy_columns(rig.meter.between(start_s, end_s), idle_power_w=rig.idle_power_w)
-    return Result(
-        _STATES[row["status"]],
-        (row,),
-        reason=row["reason"],
-        raw=encode_requests(requests),
-        metrics={"window_s": [window.start_s, window.end_s]},
-    )
+    return requests, watch
 
 
 def _rate(point: Point, rig: Rig) -> float | None:
@@ -205,7 +218,15 @@ def _measure_quality(point: Point, rig: Rig) -> Result:
     baseline = from_json(str(before["results"])) if before else ()
     keep = Path(rig.job.cache) / "baselines" / point.key[:12] if point.target.is_unquantized else None
     with Watch(rig.server, rig.stopping, rig.job.deadlines.quality_s) as watch:
-        results = evaluate(rig.server, [point.task], baseline=baseline, keep=keep, seed=point.seed, progress=progress)
+        results = evaluate(
+            rig.server,
+            [point.task],
+            baseline=baseline,
+            api=point.api or "chat",
+            keep=keep,
+            seed=point.seed,
+            progress=progress,
+        )
     rows = observation_rows(results, point_columns(point, rig.job.source, None) | rig.columns)
     judged = any(row["status"] == "ok" for row in rows)
     reason = None if judged else next((str(row["reason"]) for row in rows if row["reason"]), "nothing could be judged")

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qplan.measure.campaign.block import Stopped
 from qplan.measure.campaign.rows import server_columns
 from qplan.measure.energy import open_meter
-from qplan.measure.energy.meter import measure_idle
+from qplan.measure.energy.meter import SHORT_WINDOW_S, measure_idle
 from qplan.measure.energy.null import NullMeter
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from qplan.measure.engines.contract import Prepared, Server
     from qplan.measure.load.prompts import Vocabulary
 
-_IDLE_S = 30.0
+IDLE_S = SHORT_WINDOW_S
+"""Length of the window in which a server's idle power is measured."""
 
 
 @dataclass(slots=True)
@@ -59,6 +61,16 @@ def make_rig(job: Job, server: Server, prepared: Prepared, emit: Emit, stopping:
     else:
         meter = open_meter(job.devices)
     with meter:
-        idle_power_w = None if meter.source == "none" else measure_idle(meter, _IDLE_S).power_w
+        idle_power_w = None if meter.source == "none" else _idle_power_w(meter, stopping)
         columns = server_columns(server, prepared, meter)
         yield Rig(job, server, meter, emit, stopping, columns, idle_power_w, dict(job.saturation_qps))
+
+
+def _idle_power_w(meter: Meter, stopping: Stopping) -> float | None:
+    """Measure the power of a server that has nothing to do; ``None`` where the meter could not say."""
+
+    def look(_: float) -> None:
+        if stopping():
+            raise Stopped
+
+    return measure_idle(meter, IDLE_S, look).power_w

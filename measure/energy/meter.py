@@ -142,9 +142,11 @@ def measure_energy(meter: Meter, seconds: float, progress: Callable[[float], obj
     return meter.between(start_s, end_s)
 
 
-def measure_idle(meter: Meter, seconds: float = SHORT_WINDOW_S) -> EnergyReading:
+def measure_idle(
+    meter: Meter, seconds: float = SHORT_WINDOW_S, progress: Callable[[float], object] | None = None
+) -> EnergyReading:
     """Measure the power of devices that hold a model and serve nothing; its ``power_w`` is ``idle_power_w``.
 
     Call it once a server, after a warm-up: clocks fall and the card cools for some seconds after the last request.
     """
-    return measure_energy(meter, seconds)
+    return measure_energy(meter, seconds, progress)

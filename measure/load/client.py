@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 # Servers on uvicorn drop an idle connection after 5 s; one that is about to be dropped is not worth reusing.
 _IDLE_CONNECTION_S = 2.0
+_CLOSING_S = 1.0
 # Not in every server's vocabulary; left out for good when a server refuses them by name.
 _OPTIONAL_FIELDS = ("ignore_eos", "stream_options")
 _HINTS = {401: " (is the API key right?)", 403: " (is the API key right?)", 404: " (is the model's name right?)"}
@@ -82,8 +83,9 @@ class Client:
         for connection in list(self._open):
             connection.close()
         # Transports close in a later turn of the loop; a loop that ends before that may wait for them for ever.
-        while self._open:
-            await asyncio.sleep(0)
+        deadline = time.perf_counter() + _CLOSING_S
+        while self._open and time.perf_counter() < deadline:
+            await asyncio.sleep(1e-3)
 
     async def send(self, index: int, scheduled_s: float, prompt: Prompt, origin_s: float) -> Request:
         """Send one request now and follow it to its end; never raises for what a server or a network does.

@@ -58,7 +58,7 @@ def test_counter_and_polled_power_find_the_energy_within_a_tick(stepped: tuple[d
 def test_the_state_of_all_gpus_is_logged_with_the_window(stepped: tuple[dict[str, Any], Path, float]) -> None:
     found, _, _ = stepped
     assert found["temperature_max_c"] == 65
-    assert found["sm_clock_mean_mhz"] == pytest.approx(1550)
+    assert found["sm_clock_mean_mhz"] == pytest.approx(1550, rel=0.01)  # an end may lie between two GPUs' samples
     assert found["throttle_reasons"] == ["hw_thermal", "sw_power_cap"]
     assert found["devices"] == ["GPU 0 (Shim 100)", "GPU 1 (Shim 100)"]
     assert found["driver"] == "570.00-shim"

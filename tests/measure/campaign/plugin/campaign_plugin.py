@@ -2,7 +2,8 @@
 
 Settings: ``fail`` is what it writes before it ends at the start; ``crash-after`` ends it with its n-th streamed
 request, once for each file that ``crash-marker`` names; ``token-s`` is the time of one token and ``slots``
-how many requests are served at once; ``mute`` refuses.
+how many requests are served at once; ``mute`` refuses; ``work`` is a file that gets the joules used so far, as a
+double, of which a prompt's token takes ``prefill-j`` and a generated one, after the first, ``decode-j``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import sys
 import threading
 import time
@@ -44,6 +46,8 @@ class Handler(BaseHTTPRequestHandler):
     streamed = 0
     script: dict[str, Any]
     slots: threading.Semaphore
+    used_j = 0.0
+    using = threading.Lock()
 
     def do_GET(self) -> None:
         self.reply("application/json", json.dumps({"data": [{"id": "tiny"}]}))
@@ -65,6 +69,11 @@ class Handler(BaseHTTPRequestHandler):
         with self.slots:
             for token in range(asked["max_tokens"]):
                 time.sleep(self.script.get("token-s", 0.002))
+                self.use(
+                    self.script.get("decode-j", 0)
+                    if token
+                    else usage["prompt_tokens"] * self.script.get("prefill-j", 0)
+                )
                 reason = "length" if token == asked["max_tokens"] - 1 else None
                 self.event({"choices": [{"text": f" {token}", "finish_reason": reason}]})
         self.event({"choices": [], "usage": usage})
@@ -78,6 +87,12 @@ class Handler(BaseHTTPRequestHandler):
                 Path(marker).touch()
             say("fatal error: an illegal memory access was encountered")
             os._exit(9)
+
+    def use(self, joules: float) -> None:
+        if "work" in self.script:
+            with self.using, Path(self.script["work"]).open("r+b") as file:
+                Handler.used_j += joules
+                file.write(struct.pack("d", Handler.used_j))
 
     def event(self, document: object) -> None:
         self.wfile.write(f"data: {json.dumps(document)}\n\n".encode())
