@@ -39,15 +39,23 @@ class Endpoint:
     def parse(
         cls, url: str, model: str, api: str = "completions", api_key: str | None = None, where: str = "--url"
     ) -> Endpoint:
-        """Read an address as typed, with or without ``/v1``; `where` names the flag in an error."""
-        parts = urlsplit(url.strip() if "://" in url else f"http://{url.strip()}")
+        """Read an address as typed, with or without ``/v1`` and the route; `where` names the flag in an error."""
+        text = url.strip()
+        wrong = InputError(f"{where}: cannot read '{url}'; expected an address such as http://host:8000")
         try:
-            port = parts.port
+            parts = urlsplit(text if "://" in text else f"http://{text}")
+            _ = parts.port  # read for its check
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query:
-            raise InputError(f"{where}: cannot read '{url}'; expected an address such as http://host:8000")
-        base = f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/").removesuffix("/v1")
+            raise wrong from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise wrong
+        if not text.isprintable() or " " in text:
+            raise wrong
+        if "@" in parts.netloc:
+            raise InputError(f"{where}: an address with a user or password in it; a key belongs in the environment")
+        base = f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
+        for end in ("/chat/completions", "/completions", "/v1"):
+            base = base.removesuffix(end)
         return cls(base, model, api, api_key)
 
     @property

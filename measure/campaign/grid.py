@@ -182,8 +182,9 @@ def _points(plan: CampaignPlan, target: Target, traffic: Sequence[Traffic], repe
         for load in loads:
             yield search if load.is_search else replace(run, qps=load.qps, share=load.share)
     if repeat == 0 and target.tp == plan.tp[0]:
+        api = None if plan.quality_api == "chat" else plan.quality_api
         for task in plan.quality:
-            yield Point(target, QUALITY, repeat, task=task, seed=plan.seed)
+            yield Point(target, QUALITY, repeat, task=task, api=api, seed=plan.seed)
 
 
 def _with_dependencies(blocks: list[Block]) -> Iterator[Block]:

@@ -106,6 +106,8 @@ class CampaignPlan:
     ----------
     gpu, devices
         Kind of the GPUs, and the indices of those to use; no indices on a CPU.
+    quality_api
+        How a model is asked in quality tasks: ``chat``, or ``completions`` where it follows no instructions.
     attainment
         Share of requests that must meet SLOs which name no percentile.
     duration_s, requests
@@ -134,6 +136,7 @@ class CampaignPlan:
     loads: tuple[Load, ...]
     slos: tuple[Slo, ...]
     quality: tuple[str, ...] = ()
+    quality_api: str = "chat"
     arrivals: str = "poisson"
     attainment: float = 0.95
     duration_s: float | None = 60.0

@@ -25,10 +25,15 @@ from qplan.measure.campaign.plan import (
     Traffic,
 )
 from qplan.measure.campaign.yamlfile import Entry, read_yaml_file
+from qplan.measure.endpoint import APIS
 
 T = TypeVar("T")
 
 FIND_SATURATION = "find saturation"
+_MOST_TP = 1024
+_MOST_REPEATS = 1000
+_MOST_PROCESSES = 256
+_MOST_SEED = 2**32 - 1  # that engines take
 
 EXAMPLE = """\
 name: smollm2-cpu              # tells this campaign from others in the store
@@ -58,6 +63,7 @@ repeats: 2
 order: interleaved             # or grouped: all repeats of a deployment in one start of its engine
 seed: 0
 quality: [perplexity:english]
+quality_api: chat              # or completions, for a model that is not tuned to follow instructions
 energy: on
 retries: 1                     # times that a failed point is tried again
 processes: 1                   # load-generating processes
@@ -68,7 +74,7 @@ _REQUIRED = ("name", "gpu", "models", "quantizations", "engines", "workloads", "
 _KEYS = (
     *_REQUIRED,
     *("devices", "tp", "slo", "attainment", "arrivals", "duration", "requests", "warm_up", "repeats", "order"),
-    *("seed", "quality", "energy", "retries", "processes", "deadlines"),
+    *("seed", "quality", "quality_api", "energy", "retries", "processes", "deadlines"),
 )
 
 
@@ -90,12 +96,12 @@ def plan_of(root: Entry) -> CampaignPlan:
     fields = root.mapping(_KEYS)
     for key in _REQUIRED:
         if key not in fields:
-            raise InputError(f"{root.where}: the key '{key}' is missing; see `qplan measure run --help`")
+            raise InputError(f"{root.where}: the key '{key}' is missing; `qplan measure run --example` shows every key")
     requests = _get(fields, "requests", Entry.count, None)
     if requests is not None and "duration" in fields:
         raise InputError(f"{fields['requests'].where}: a load has a duration or a number of requests, not both")
     gpu = fields["gpu"].read(Gpu.named)
-    tp: tuple[int, ...] = _distinct(fields["tp"], Entry.count) if "tp" in fields else (1,)
+    tp: tuple[int, ...] = _distinct(fields["tp"], lambda e: e.count(most=_MOST_TP)) if "tp" in fields else (1,)
     first_gpus = () if gpu.is_cpu else tuple(range(max(tp)))
     plan = CampaignPlan(
         name=fields["name"].string(),
@@ -109,17 +115,18 @@ def plan_of(root: Entry) -> CampaignPlan:
         loads=_distinct(fields["loads"], _load),
         slos=_get(fields, "slo", _slos, ()),
         quality=_get(fields, "quality", lambda e: _distinct(e, _quality_task), ()),
+        quality_api=_get(fields, "quality_api", lambda e: e.one_of(APIS), "chat"),
         arrivals=_get(fields, "arrivals", _arrivals, "poisson"),
         attainment=_get(fields, "attainment", Entry.share, 0.95),
         duration_s=None if requests is not None else _get(fields, "duration", Entry.duration, 60.0),
         requests=requests,
         warm_up_s=_get(fields, "warm_up", _duration_or_zero, 5.0),
-        repeats=_get(fields, "repeats", Entry.count, 1),
+        repeats=_get(fields, "repeats", lambda e: e.count(most=_MOST_REPEATS), 1),
         order=_get(fields, "order", lambda e: e.one_of(ORDERS), "interleaved"),
-        seed=_get(fields, "seed", lambda e: e.count(least=0), 0),
+        seed=_get(fields, "seed", lambda e: e.count(0, _MOST_SEED), 0),
         energy=_get(fields, "energy", Entry.switch, True),
         retries=_get(fields, "retries", lambda e: e.count(least=0), 1),
-        processes=_get(fields, "processes", Entry.count, 1),
+        processes=_get(fields, "processes", lambda e: e.count(most=_MOST_PROCESSES), 1),
         deadlines=_get(fields, "deadlines", _deadlines, Deadlines()),
     )
     _check_together(plan, fields)

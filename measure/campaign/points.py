@@ -81,7 +81,8 @@ class Target:
         """Print what tells it from its neighbours."""
         tp = f" TP{self.tp}" if self.tp > 1 else ""
         settings = "".join(f" {name}={value}" for name, value in sorted(self.settings.items()))
-        return f"{self.model} {self.quantization} {self.engine}{tp}{settings}"
+        said = [text for text in (self.model, self.quantization, self.engine) if text != UNSAID]
+        return f"{' '.join(said)}{tp}{settings}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class Point:
         What quality is judged on.
     slo
         SLOs, comma-separated.
+    api
+        How a model is asked in a quality task; ``None``, as older campaigns have it, is ``chat``.
     """
 
     target: Target
@@ -120,6 +123,7 @@ class Point:
     requests: int | None = None
     warm_up_s: float | None = None
     seed: int = 0
+    api: str | None = None
 
     @cached_property
     def key(self) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from qplan.measure.load.requests import Floats
 
 _TRACES = (".csv", ".jsonl", ".json")
+_MOST_REQUESTS = 1_000_000  # of one run; its prompts are all in memory
+_MOST_PROMPT_TOKENS = 500_000_000
 
 
 def schedule_and_prompts(point: Point, rig: Rig, rate_qps: float | None) -> tuple[Floats, list[Prompt]]:
@@ -37,6 +39,9 @@ def schedule_and_prompts(point: Point, rig: Rig, rate_qps: float | None) -> tupl
         schedule_s = trace.schedule(point.speedup)[: point.requests]
         return schedule_s, trace.prompts(vocabulary(rig), seed=point.seed)[: len(schedule_s)]
     arrivals = Arrivals.parse(point.arrivals, "arrivals")
+    count = point.requests or rate_qps * (point.duration_s or 0.0)
+    if count > _MOST_REQUESTS:
+        raise InputError(f"{point}: {count:,.0f} requests; expected at most {_MOST_REQUESTS:,} in one run")
     schedule_s = arrivals.schedule(rate_qps, duration_s=point.duration_s, count=point.requests, seed=point.seed)
     if not len(schedule_s):
         raise InputError(f"{point}: no request arrives within {point.duration_s:g} s; expected a longer run")
@@ -47,6 +52,12 @@ def prompts(point: Point, rig: Rig, count: int) -> list[Prompt]:
     """Return `count` prompts of the point's workload."""
     workload = synthetic_workload(point.source)
     if workload is not None:
+        tokens = count * workload.mean_input_tokens
+        if tokens > _MOST_PROMPT_TOKENS:
+            raise InputError(
+                f"{point}: {count:,} prompts of {workload.name} have {tokens:,.0f} tokens; "
+                f"expected at most {_MOST_PROMPT_TOKENS:,} in one run"
+            )
         return synthetic_prompts(workload, count, vocabulary(rig), seed=point.seed)
     longest = rig.job.target.context_tokens
     return dataset_prompts(point.source, count, seed=point.seed, longest_tokens=longest, where="workload")

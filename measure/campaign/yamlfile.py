@@ -45,8 +45,10 @@ class Entry:
         """Return the error that says what was found here and what was expected."""
         if self.text is not None:
             found = f"'{self.text}'"
+        elif self.fields is not None:
+            found = "a mapping"
         else:
-            found = "nothing" if self.items is None and self.fields is None else "a list" if self.items else "a mapping"
+            found = "nothing" if self.items is None else "a list"
         return InputError(f"{self.where}: found {found}; expected {expected}")
 
     def mapping(self, known: Iterable[str]) -> Mapping[str, Entry]:
@@ -85,10 +87,10 @@ class Entry:
             )
         return self.text
 
-    def count(self, least: int = 1) -> int:
-        """Return a whole number of at least `least`."""
-        if self.text is None or not self.text.strip().isdecimal() or int(self.text) < least:
-            raise self.wrong(f"a whole number of at least {least}")
+    def count(self, least: int = 1, most: int = 1_000_000_000) -> int:
+        """Return a whole number from `least` to `most`."""
+        if self.text is None or not self.text.strip().isdecimal() or not least <= int(self.text) <= most:
+            raise self.wrong(f"a whole number from {least} to {most:,}")
         return int(self.text)
 
     def duration(self) -> float:
@@ -148,6 +150,8 @@ def read_yaml(text: str, source: str) -> Entry:
         raise InputError(f"{source}{line}: not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{source}: nested too deeply for a plan") from None
     if root is None:
         return Entry(source, fields={})
     return _Reader(source).entry(root, root.start_mark.line + 1, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,7 +49,9 @@ def fetch(endpoint: Endpoint, path: str, *, timeout_s: float, body: object = Non
     except TimeoutError:
         raise MeasurementError(f"{endpoint.url}{path} did not answer within {timeout_s:.3g} s") from None
     except (OSError, HTTPException) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, BadStatusLine) and not isinstance(error, OSError):
+            raise MeasurementError(f"{endpoint.url}{path} does not speak HTTP: {shorten(str(error))}") from None
+        why = getattr(error, "strerror", None) or shorten(str(error)) or type(error).__name__
         raise MeasurementError(f"{endpoint.url}{path} cannot be reached: {why}") from None
     finally:
         connection.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +19,7 @@ from qplan.measure.quality.results import Item
 from qplan.measure.quality.scoring import Scorer, open_scorer
 
 REQUEST_TIMEOUT_S = 180.0
+_HEARTBEAT_S = 0.5
 
 Work = TypeVar("Work")
 
@@ -45,7 +48,7 @@ class Subject:
     seed
         Seed of every request.
     progress
-        Called after each item.
+        Called after each item, and now and then before it.
     """
 
     def __init__(
@@ -118,13 +121,26 @@ class Subject:
         return text
 
     def judge(self, task: str, work: Sequence[Work], judge: Callable[[Work], Item]) -> tuple[Item, ...]:
-        """Judge items side by side, in order; what `progress` raises ends it without asking the rest."""
-        pool = ThreadPoolExecutor(self._concurrency)
+        """Judge items side by side, in order.
+
+        Progress is told twice a second even where nothing is finished; what it raises ends this at once, without
+        asking the rest and without waiting for a server that keeps silent.
+        """
+        futures = [Future[Item]() for _ in work]
+        waiting = deque(zip(work, futures, strict=True))
+        for _ in range(min(self._concurrency, len(futures))):
+            Thread(target=_judge_waiting, args=(waiting, judge), name="qplan-judge", daemon=True).start()
         try:
-            futures = [pool.submit(judge, one) for one in work]
-            return tuple(future.result() for future in self.follow(task, futures))
+            return tuple(self._result(task, place, futures) for place in range(len(futures)))
         finally:
-            pool.shutdown(cancel_futures=True)
+            waiting.clear()
+
+    def _result(self, task: str, place: int, futures: Sequence[Future[Item]]) -> Item:
+        while not wait(futures[place : place + 1], _HEARTBEAT_S).done:
+            self.tell(task, place, len(futures))
+        item = futures[place].result()
+        self.tell(task, place + 1, len(futures))
+        return item
 
     def follow(self, task: str, work: Sequence[Work]) -> Iterator[Work]:
         """Yield each of `work`, telling progress when the next is asked for."""
@@ -136,3 +152,16 @@ class Subject:
         """Tell progress."""
         if self._progress is not None:
             self._progress(task, done, total)
+
+
+def _judge_waiting(waiting: deque[tuple[Work, Future[Item]]], judge: Callable[[Work], Item]) -> None:
+    """Judge what waits until nothing does; an error is the result of its item."""
+    while True:
+        try:
+            one, future = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            future.set_result(judge(one))
+        except BaseException as error:
+            future.set_exception(error)

@@ -103,3 +103,6 @@ def run(
     if not ended.done:
         sys.stderr.write(f"qplan: none of {ended.failed + ended.invalid} points could be measured\n")
         raise typer.Exit(4)
+    if not as_json:
+        again = "; --retry-failed measures the others again" if ended.failed + ended.invalid else ""
+        sys.stderr.write(f"qplan: {ended.done} points are in {opened}; see them with qplan measure report{again}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qplan.cli.interrupts import INTERRUPTED, interrupts
-from qplan.core.errors import InputError, MeasurementError
+from qplan.core.errors import InputError, MeasurementError, nearest
 
 if TYPE_CHECKING:
     from qplan.measure.campaign.points import Point
@@ -18,11 +19,19 @@ if TYPE_CHECKING:
 
 COMMANDS = ("load", "saturation", "quality", "energy", "report")
 
+
+def _checked_seed(seed: int) -> int:
+    """Return a seed that engines take; a range here would take the help's width."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed: {seed}; expected from 0 to {2**32 - 1}")
+    return seed
+
+
 Url = Annotated[str, typer.Option("--url", metavar="URL", help="The server, such as http://host:8000.")]
 ModelName = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Model to ask; by default its only one.")
 ]
-Api = Annotated[str, typer.Option("--api", help="completions or chat.")]
+Api = Annotated[str, typer.Option("--api", help="completions, or chat.")]
 KeyVariable = Annotated[
     str, typer.Option("--api-key-env", metavar="VARIABLE", help="Environment variable that holds the API key.")
 ]
@@ -38,9 +47,11 @@ ArrivalsText = Annotated[
 Slos = Annotated[
     list[str] | None, typer.Option("--slo", metavar="SLO", help="Such as p99:ttft=1s or tpot=50ms; repeatable.")
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of arrivals, prompts and sampling.")]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", callback=_checked_seed, help="Of arrivals, prompts and sampling.")
+]
 Timeout = Annotated[str, typer.Option("--timeout", metavar="TIME", help="Longest time of a request.")]
-Processes = Annotated[int, typer.Option("--processes", min=1, help="Load-generating processes.")]
+Processes = Annotated[int, typer.Option("--processes", min=1, max=256, help="Load-generating processes.")]
 KeepIn = Annotated[
     str | None, typer.Option("--store", metavar="STORE", help="Keep the observation; needs --quant, --gpu, --engine.")
 ]
@@ -103,6 +114,9 @@ def load(
     if rate <= 0:
         raise InputError(f"--qps: '{qps}'; expected more than 0")
     seconds = None if requests is not None else _positive(duration or "30s", "--duration")
+    left_out_s = None if warm_up is None else parse_duration(warm_up, "--warm-up")
+    if left_out_s is not None and not 0 <= left_out_s < (seconds or math.inf):
+        raise InputError(f"--warm-up: '{warm_up}'; expected from 0 to less than the load's duration")
     names = _identity(quant, gpu, tp, engine, engine_version, store)
     mix, process, objectives = _checked(workload, arrivals, slo)
     endpoint = _endpoint(url, model, api, api_key_env)
@@ -117,7 +131,7 @@ def load(
         slo=objectives,
         duration_s=seconds,
         requests=requests,
-        warm_up_s=None if warm_up is None else parse_duration(warm_up, "--warm-up"),
+        warm_up_s=left_out_s,
         seed=seed,
     )
     conditions = Conditions(request_s=_positive(timeout, "--timeout"), processes=processes)
@@ -187,7 +201,7 @@ def quality(
         typer.Option("--task", metavar="TASK", help="perplexity:english, choice:sample, humaneval ...; repeatable."),
     ] = None,
     model: ModelName = None,
-    api: Api = "completions",
+    api: Api = "chat",
     api_key_env: KeyVariable = DEFAULT_KEY,
     limit: Annotated[str, typer.Option(metavar="TIME", help="Longest time of a task.")] = "1h",
     seed: Seed = 0,
@@ -214,7 +228,7 @@ def quality(
     conditions = Conditions(limit_s=_positive(limit, "--limit"))
     endpoint = _endpoint(url, model, api, api_key_env)
     for name in tasks:
-        point = Point(names.target(endpoint), QUALITY, 0, task=name, seed=seed)
+        point = Point(names.target(endpoint), QUALITY, 0, task=name, seed=seed, api=api)
         _measure(endpoint, point, names, conditions, store, as_json=as_json)
 
 
@@ -248,7 +262,8 @@ def energy(
     if as_json:
         print_json({"schema_version": 1, "power_w": reading.power_w, "energy_j": reading.energy_j, **asdict(reading)})
     else:
-        figures = {"energy (J)": reading.energy_j, "mean power (W)": reading.power_w, **asdict(reading)}
+        figures = {"energy_j": reading.energy_j, "power_w": reading.power_w, **asdict(reading)}
+        del figures["start_s"], figures["end_s"]  # of a clock that starts anywhere
         print_table(("what", "value"), [(name, value) for name, value in figures.items() if value not in (None, ())])
     if reading.energy_j is None:
         raise MeasurementError(reading.note or "no energy could be measured")
@@ -291,15 +306,18 @@ def _measure(
     from qplan.profiles.store import ProfileStore
     from qplan.report.measuring import PointBar, print_result
 
+    if store is not None:
+        with ProfileStore(store) as opened, opened.transaction(write=True):
+            pass  # what cannot be kept is said before it is measured
     with interrupts() as stopping, PointBar(str(point)) as bar:
         try:
             result = measure_single(endpoint, point, names, conditions, emit=bar.take, stopping=stopping)
         except Stopped:
             raise typer.Exit(INTERRUPTED) from None
+    print_result(result, as_json=as_json)
     if store is not None:
         with ProfileStore(store) as opened:
             keep_rows(opened, result)
-    print_result(result, as_json=as_json)
     if result.state != "done":
         raise MeasurementError(f"{result.state}: {result.reason}")
 
@@ -308,7 +326,10 @@ def _endpoint(url: str, model: str | None, api: str, key_variable: str) -> Endpo
     from dataclasses import replace
 
     from qplan.measure.campaign.single import find_model
-    from qplan.measure.endpoint import Endpoint
+    from qplan.measure.endpoint import APIS, Endpoint
+
+    if api not in APIS:
+        raise InputError(f"--api: unknown API '{api}'; expected one of {', '.join(APIS)}{nearest(api, APIS)}")
 
     if key_variable != DEFAULT_KEY and key_variable not in os.environ:
         raise InputError(f"--api-key-env: the environment has no variable {key_variable}")

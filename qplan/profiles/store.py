@@ -74,6 +74,8 @@ class ProfileStore:
     """
 
     def __init__(self, url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        if not url.strip():  # which SQLite takes for a database that is gone when it is closed
+            raise StoreError("no store is named; expected a file, such as qplan.db, or a URL")
         self.url = url if "://" in url else f"sqlite:///{url}"
         self.lock_timeout_s = lock_timeout_s
         self._engine: sa.Engine | None = None

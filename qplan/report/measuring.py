@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qplan.core.units import format_duration
 from qplan.measure.campaign.events import PointProgress
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 
 JSON_SCHEMA_VERSION = 1
 
+_LATENCIES = (
+    ("ttft", "TTFT"),
+    ("ttft_scheduled", "TTFT scheduled"),
+    ("tpot", "TPOT"),
+    ("itl", "ITL"),
+    ("e2e", "E2E"),
+)
+_STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+_BOUNDS = ("mean_low", "mean_high", "p90_low", "p90_high")
 _PLACES = ("phase", "command", "measured_on", "provenance", "repeat")
 
 
@@ -65,7 +75,29 @@ def print_result(result: Result, *, as_json: bool) -> None:
         )
         return
     for row in rows:
-        print_table(("what", "value"), [(name, _shown(name, row[name])) for name in row if name not in _PLACES])
+        times = [name for name, _ in _LATENCIES if f"{name}_mean_s" in row]
+        in_table = {f"{name}_{part}_s" for name in times for part in (*_STATISTICS, *_BOUNDS)}
+        shown = [name for name in row if name not in _PLACES and name not in in_table]
+        print_table(("what", "value"), [(name, _shown(name, row[name])) for name in shown])
+        if times:
+            sys.stdout.write("\n")
+            print_table(
+                ("time", *_STATISTICS, "p90 (95% CI)"),
+                [
+                    (title, *(_time(row, f"{name}_{part}_s") for part in _STATISTICS), _interval(row, name))
+                    for name, title in _LATENCIES
+                    if name in times
+                ],
+            )
+
+
+def _time(row: Mapping[str, Any], column: str) -> str:
+    return format_duration(row[column]) if column in row else ""
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    low, high = (_time(row, f"{name}_p90_{end}_s") for end in ("low", "high"))
+    return f"{low} to {high}" if low and high else ""
 
 
 def _shown(name: str, value: object) -> str:

@@ -43,6 +43,7 @@ class Done:
 
 
 Qplan = Callable[..., Done]
+NAMED = ("--quant", "fp8", "--gpu", "h100", "--engine", "vllm")
 
 
 @pytest.fixture
@@ -203,7 +204,7 @@ class TestServer:
         self, qplan: Qplan, server: Callable[..., str], tmp_path: Path
     ) -> None:
         url = server(ttft_s=0.02, itl_s=0.005)
-        named = ("--store", "s.db", "--quant", "fp8", "--gpu", "h100", "--engine", "vllm")
+        named = ("--store", "s.db", *NAMED)
         arguments = ("measure", "load", "--url", url, "--qps", "20", "--requests", "20", "--workload", "isl=16,osl=8")
         for _ in range(2):
             done = valid(lambda: qplan(*arguments, "--slo", "p90:ttft=1s", "--json", *named))
@@ -220,6 +221,25 @@ class TestServer:
             "quantization": "W8A8-FP", "gpu": "H100-SXM5-80GB", "engine": "vllm", "repeat": 0,
         }  # fmt: skip
 
+    def test_a_store_that_cannot_be_written_is_refused_before_anything_is_measured(
+        self, qplan: Qplan, tmp_path: Path
+    ) -> None:
+        (tmp_path / "junk.db").write_bytes(b"no database " * 100)
+        nobody = ("--url", "http://127.0.0.1:9", "--model", "m")
+        done = qplan("measure", "load", *nobody, "--qps", "5", "--store", "junk.db", *NAMED)
+        assert "not a profile store" in fails(done, 2)
+
+    def test_a_load_reads_as_figures_and_a_table_of_times(self, qplan: Qplan, server: Callable[..., str]) -> None:
+        url = server(ttft_s=0.02, itl_s=0.005)
+        arguments = ("measure", "load", "--url", url, "--qps", "20", "--requests", "20", "--workload", "isl=16,osl=8")
+        done = valid(lambda: qplan(*arguments))
+        lines = [line.split() for line in done.stdout.splitlines()]
+        assert ["time", "mean", "p50", "p90", "p95", "p99", "p90", "(95%", "CI)"] in lines
+        assert {"TTFT", "TPOT", "ITL", "E2E"} <= {line[0] for line in lines if line}
+        times = done.stdout.partition("\n\n")[2].splitlines()
+        assert len(times) == 6
+        assert max(len(line.rstrip()) for line in times) <= 80
+
     def test_saturation_is_an_interval(self, qplan: Qplan, server: Callable[..., str]) -> None:
         url = server(slots=2, service_s=0.1)
         done = qplan(
@@ -235,6 +255,11 @@ class TestServer:
         ("options", "arguments", "code", "says"),
         [
             ({}, ("--qps", "0"), 2, "--qps: '0'; expected more than 0"),
+            ({}, ("--qps", "1e9", "--duration", "1s"), 2, "1,000,000,000 requests; expected at most 1,000,000"),
+            ({}, ("--qps", "5", "--requests", "5", "--workload", "isl=1e9,osl=4"), 2, "have 5,000,000,000 tokens"),
+            ({}, ("--qps", "5", "--duration", "5s", "--warm-up", "5s"), 2, "--warm-up: '5s'; expected from 0 to less"),
+            ({}, ("--qps", "5", "--api", "chatt"), 2, "--api: unknown API 'chatt'"),
+            ({}, ("--qps", "5", "--store", " ", *NAMED), 2, "no store is named"),
             ({}, ("--qps", "5", "--workload", "chatt"), 2, "did you mean 'chat'?"),
             ({}, ("--qps", "5", "--slo", "ttfd=1s"), 2, "did you mean 'ttft'?"),
             ({}, ("--qps", "5", "--store", "s.db"), 2, "--store: an observation says what was served; add --quant"),

@@ -70,7 +70,7 @@ def test_every_key_of_the_example_is_read(read: Read) -> None:
         (PLAN.replace("gpu: h100", "gpu: h1000") + LOADS, r":2: gpu: unknown GPU 'h1000'; .*did you mean"),
         (PLAN.replace("[vllm]", "[vlm]") + LOADS, r":9: engines\[0\]: unknown engine 'vlm'.*did you mean 'vllm'\?"),
         (PLAN + LOADS + "repeat: 2\n", r":12: repeat: unknown key 'repeat'; .*did you mean 'repeats'\?"),
-        (PLAN + LOADS + "repeats: 0\n", r":12: repeats: found '0'; expected a whole number of at least 1"),
+        (PLAN + LOADS + "repeats: 0\n", r":12: repeats: found '0'; expected a whole number from 1 to 1,000"),
         (PLAN + LOADS + "repeats: 2\nrepeats: 3\n", r":13: 'repeats' is given twice"),
         (PLAN + LOADS + "order: random\n", r":12: order: found 'random'; expected one of interleaved, grouped"),
         (PLAN + LOADS + "energy: maybe\n", r":12: energy: found 'maybe'; expected on or off"),
@@ -106,6 +106,32 @@ def test_a_file_that_is_no_text_or_not_there(tmp_path: Path) -> None:
         read_plan(tmp_path / "binary.yaml")
     with pytest.raises(InputError, match=r"none.yaml: No such file"):
         read_plan(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("tp: 99999999999999", "tp: found '99999999999999'; expected a whole number from 1 to 1,024"),
+        ("repeats: 1000000000", "repeats: found '1000000000'; expected a whole number from 1 to 1,000"),
+        ("processes: 100000", "processes: found '100000'; expected a whole number from 1 to 256"),
+        ("slo: []", "slo: found a list; expected at least one value"),
+        ("quality_api: chatt", "did you mean 'chat'?"),
+        ("seed: " + "[" * 3000, "nested too deeply"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused(read: Read, line: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(f"{PLAN}{LOADS}{line}\n")
+    assert says in str(caught.value)
+
+
+def test_quality_is_asked_through_the_api_of_the_plan(read: Read) -> None:
+    chat, completions = (
+        [point.api for point in make_grid(read(text)).points if point.task]
+        for text in (EXAMPLE, EXAMPLE.replace("quality_api: chat", "quality_api: completions"))
+    )
+    assert chat == [None] * 4  # as before there was a choice: the points' keys stay
+    assert completions == ["completions"] * 4
 
 
 def test_aliases_that_stand_for_billions_are_refused(read: Read) -> None:
