@@ -105,6 +105,15 @@ def measure_block(job: Job, emit: Emit, stopping: Stopping) -> None:
     _Block(job, emit, stopping).run()
 
 
+def _serves(server: Server) -> bool:
+    """Whether a server still serves; one that died after a point is started anew, which no point is charged for."""
+    try:
+        server.check()
+    except MeasurementError:
+        return False
+    return True
+
+
 class _StartError(EngineError):
     """An engine could not be started: what its adapter raised, and the engine's last lines."""
 
@@ -149,7 +158,7 @@ class _Block:
             with server, make_rig(job, server, prepared, self._emit, self._stopping) as rig:
                 while True:
                     self._measure(self._waiting[0], rig)
-                    if not self._waiting or self._stopping():
+                    if not self._waiting or self._stopping() or not _serves(server):
                         return
                     self._emit(PointStarted(self._waiting[0].key, str(self._waiting[0])))
         finally:

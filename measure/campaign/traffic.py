@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qplan.core.errors import InputError, MeasurementError, nearest
 from qplan.core.workload import Workload
+from qplan.measure.campaign.block import Stopped
 from qplan.measure.load.arrivals import Arrivals
 from qplan.measure.load.prompts import SOURCES, Prompt, Vocabulary, dataset_prompts, learn_vocabulary, synthetic_prompts
 from qplan.measure.load.traces import read_trace
@@ -99,8 +100,12 @@ def vocabulary(rig: Rig) -> Vocabulary:
     """Return words that the server's tokenizer keeps whole, learned once; common ones where it tells no usage."""
     if rig.vocabulary is None:
         try:
-            rig.vocabulary = learn_vocabulary(rig.server.endpoint, timeout_s=rig.job.deadlines.request_s)
+            rig.vocabulary = learn_vocabulary(
+                rig.server.endpoint, timeout_s=rig.job.deadlines.request_s, stopping=rig.stopping
+            )
         except MeasurementError:
+            if rig.stopping():
+                raise Stopped from None
             rig.server.check()
             rig.vocabulary = Vocabulary()
     return rig.vocabulary

@@ -9,8 +9,9 @@ any dataset.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from qplan.core.errors import InputError, MeasurementError
 from qplan.core.workload import Workload
 from qplan.measure.endpoint import Endpoint
 from qplan.profiles.workloads import CHARACTERS_PER_TOKEN, read_texts
+
+if TYPE_CHECKING:
+    from qplan.measure.load.requests import Request
 
 _COMMON_WORDS = """
 able about above after again air all along also always and animal answer any are area around ask away back base be
@@ -92,11 +96,20 @@ class Vocabulary:
         return Prompt(self.text(tokens, random), known, output_tokens)
 
 
-def learn_vocabulary(endpoint: Endpoint, *, timeout_s: float = 120.0) -> Vocabulary:
+def learn_vocabulary(
+    endpoint: Endpoint, *, timeout_s: float = 120.0, stopping: Callable[[], bool] = lambda: False
+) -> Vocabulary:
     """Find the words that the server's tokenizer keeps whole, by what it charges for them.
 
     Asks for one token after prompts of known words, a dozen short requests. A group of words that costs more than one
     token each is halved until those are found that do.
+
+    Parameters
+    ----------
+    timeout_s
+        Longest time of a request.
+    stopping
+        Asked often; once it says true, the requests are cancelled, which is raised as an error.
 
     Raises
     ------
@@ -104,11 +117,11 @@ def learn_vocabulary(endpoint: Endpoint, *, timeout_s: float = 120.0) -> Vocabul
         The server does not answer, or tells no ``usage``.
     """
     common = Vocabulary().words
-    (overhead,) = _charged(endpoint, [()], timeout_s)
+    (overhead,) = _charged(endpoint, [()], timeout_s, stopping)
     groups = [common[first : first + _GROUP] for first in range(0, len(common), _GROUP)]
     whole: list[str] = []
     while groups:
-        costs = _charged(endpoint, groups, timeout_s)
+        costs = _charged(endpoint, groups, timeout_s, stopping)
         halves: list[tuple[str, ...]] = []
         for group, cost in zip(groups, costs, strict=True):
             if cost - overhead == len(group):
@@ -121,12 +134,26 @@ def learn_vocabulary(endpoint: Endpoint, *, timeout_s: float = 120.0) -> Vocabul
     return Vocabulary(tuple(whole), overhead)
 
 
-def _charged(endpoint: Endpoint, groups: Sequence[tuple[str, ...]], timeout_s: float) -> list[int]:
+class _Stoppable:
+    """Ends a run once it is asked to."""
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self.stop = stopping
+
+    def finished(self, request: Request) -> None:
+        """Let it pass."""
+
+
+def _charged(
+    endpoint: Endpoint, groups: Sequence[tuple[str, ...]], timeout_s: float, stopping: Callable[[], bool]
+) -> list[int]:
     """Return the prompt tokens that the server counts for each group of words."""
     from qplan.measure.load.run import run_load
 
     prompts = [Prompt(" ".join([_FIRST, *group]), None, 1) for group in groups]
-    asked = run_load(endpoint, np.zeros(len(prompts)), prompts, timeout_s=timeout_s)
+    asked = run_load(endpoint, np.zeros(len(prompts)), prompts, timeout_s=timeout_s, observer=_Stoppable(stopping))
+    if len(asked) < len(prompts):
+        raise MeasurementError(f"{endpoint.url}: the run was stopped")
     for request in asked:
         if request.input_tokens < 0:  # an answer may be empty, one token can be the end; only its usage counts
             raise MeasurementError(f"{endpoint.url}: {request.reason or 'the server sends no usage'}")

@@ -145,7 +145,7 @@ def _check(schedule_s: Floats, prompts: Sequence[Prompt], timeout_s: float, proc
 
 
 def _missing() -> MeasurementError:
-    return MeasurementError("the load client needs aiohttp, uvloop and orjson: pip install 'qplan[measure]'")
+    return MeasurementError("the load client needs uvloop and orjson: pip install 'qplan[measure]'")
 
 
 def _allow_connections() -> None:

@@ -257,6 +257,8 @@ class ProfileStore:
         backend = url.get_backend_name()
         if backend not in ("sqlite", "postgresql"):
             raise StoreError(f"{self}: no store of kind '{backend}'; expected a SQLite file or postgresql://…")
+        if backend == "sqlite" and (url.database or "").endswith(".parquet"):
+            raise StoreError(f"{self}: a name that ends in .parquet is a pack's; a store is a file such as profiles.db")
         if backend == "postgresql" and url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
         settings = {"timeout": self.lock_timeout_s} if backend == "sqlite" else {"connect_timeout": 10}
@@ -277,13 +279,13 @@ class ProfileStore:
 
         file = engine.url.database if engine.dialect.name == "sqlite" else None
         if file and not file.startswith("file:") and not write and not Path(file).is_file():
-            raise StoreError(f"no profile store at {file}; `qplan profiles import` makes one")
+            raise StoreError(f"no profile store at {file}; `qplan measure` and `qplan profiles import` make one")
         with engine.connect() as connection:
             state = _state(connection)
         if state == (SCHEMA_VERSION, ()):
             return
         if state is None and not write:
-            raise StoreError(f"{self} holds no profiles; `qplan profiles import` puts some there")
+            raise StoreError(f"{self} holds no profiles; `qplan measure` and `qplan profiles import` put some there")
         if state is not None and state[0] > SCHEMA_VERSION:
             raise StoreError(f"{self}: schema version {state[0]} is newer than this qplan's {SCHEMA_VERSION}; upgrade")
         with engine.execution_options(qplan_write=True).begin() as connection:

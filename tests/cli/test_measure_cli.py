@@ -240,6 +240,20 @@ class TestServer:
         assert len(times) == 6
         assert max(len(line.rstrip()) for line in times) <= 80
 
+    def test_ctrl_c_ends_a_load_on_a_server_that_never_answers(
+        self, server: Callable[..., str], tmp_path: Path, environment: dict[str, str]
+    ) -> None:
+        command = [sys.executable, "-m", "qplan", "measure", "load", "--url", server(fault="hangs"), "--qps", "5"]
+        process = subprocess.Popen(
+            [*command, "--model", "fake"], cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130, err
+
+    @pytest.mark.slow
     def test_saturation_is_an_interval(self, qplan: Qplan, server: Callable[..., str]) -> None:
         url = server(slots=2, service_s=0.1)
         done = qplan(

@@ -254,7 +254,11 @@ def test_a_missing_driver_names_the_extra() -> None:
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("mysql://me@host/db", "no store of kind 'mysql'"), ("://", "not a path or a database URL")],
+    [
+        ("mysql://me@host/db", "no store of kind 'mysql'"),
+        ("://", "not a path or a database URL"),
+        ("pack.parquet", "is a pack's; a store is a file such as profiles.db"),
+    ],
 )
 def test_an_unknown_kind_of_url_is_refused(url: str, message: str) -> None:
     with ProfileStore(url) as store, pytest.raises(StoreError, match=message):

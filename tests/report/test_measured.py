@@ -64,6 +64,7 @@ def folder(campaign_with_energy: pa.Table, tmp_path_factory: pytest.TempPathFact
     return out
 
 
+@pytest.mark.slow
 def test_a_folder_holds_the_page_and_every_figure(folder: Path) -> None:
     names = sorted(file.name for file in folder.iterdir())
     assert names == [
@@ -80,6 +81,7 @@ def test_a_folder_holds_the_page_and_every_figure(folder: Path) -> None:
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in folder.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
@@ -92,6 +94,7 @@ def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
     assert not any("href" in attributes for _, attributes in page.tags)
 
 
+@pytest.mark.slow
 def test_the_page_has_a_row_for_every_point_and_says_where_it_is_from(folder: Path) -> None:
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     points = 8 * 2 * (3 + 2 + 2 * 6)  # schemes x KV formats x (metrics, searches, loads)

@@ -88,6 +88,7 @@ def start(nvml_library: Path, tmp_path: Path) -> Start:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="NVML is stood in for by an ELF library")
+@pytest.mark.slow
 class TestCampaign:
     """Campaigns of the scripted engine by the real command, on the real pynvml."""
 

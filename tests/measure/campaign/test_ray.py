@@ -35,9 +35,9 @@ events, killed = [], []
 def emit(event):
     events.append(event)
     if isinstance(event, EngineReady) and not killed:
-        workers = [p for p in psutil.process_iter() if "ray::" in " ".join(p.cmdline()) and p.children()]
         # The worker that runs a task is the parent of its engine's supervisor.
-        killed.append([p for p in workers if any("supervise" in " ".join(c.cmdline()) for c in p.children())][0].pid)
+        own = psutil.Process().children(recursive=True)
+        killed.append([p for p in own if any("supervise" in " ".join(c.cmdline()) for c in p.children())][0].pid)
         os.kill(killed[0], signal.SIGKILL)
 
 plan, text = read_plan(folder / "plan.yaml")
@@ -53,6 +53,7 @@ ray.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_blocks_go_to_gpus_of_the_cluster_and_a_dead_worker_is_tried_again(
     write_plan: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

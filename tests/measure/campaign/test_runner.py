@@ -77,6 +77,19 @@ class TestRunner:
         assert any("illegal memory access" in line for line in retried.last_lines)
         assert len(observations("status")) == 2
 
+    def test_an_engine_that_dies_between_two_points_costs_neither_an_attempt(
+        self, write_plan: WritePlan, run_plan: Any, no_orphans: NoOrphans
+    ) -> None:
+        def kill_after_the_first(event: Event) -> None:
+            if isinstance(event, PointFinished) and event.point.endswith("20 qps"):
+                for process in psutil.Process().children(recursive=True):
+                    process.kill()
+
+        run = run_plan(write_plan(loads="[20, 40]"), on_event=kill_after_the_first)
+        assert run.ended.done == 2
+        assert len(run.of(EngineReady)) == 2
+        assert not [event for event in run.of(PointRetried) if "client" not in event.reason]
+
     def test_a_point_that_always_fails_is_recorded_with_the_last_lines_and_the_campaign_goes_on(
         self, write_plan: WritePlan, run_plan: Any, observations: Observations, tmp_path: Path, no_orphans: NoOrphans
     ) -> None:
@@ -115,6 +128,7 @@ class TestRunner:
         assert run_plan(path).ended.failed == 1
         assert run_plan(path, retry_failed=True).ended.done == 1
 
+    @pytest.mark.slow
     def test_shares_are_of_the_saturation_rate_that_was_found(
         self, write_plan: WritePlan, run_plan: Any, observations: Observations
     ) -> None:

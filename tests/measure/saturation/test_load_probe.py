@@ -28,6 +28,7 @@ def url() -> Iterator[str]:
         yield address
 
 
+@pytest.mark.slow
 def test_the_saturation_of_a_real_server_is_that_of_the_queue(url: str) -> None:
     probe = LoadProbe(Endpoint(url, "fake"), OBJECTIVE, PROMPTS, seed=1)
     found = find_saturation(probe, OBJECTIVE, start_qps=probe.guess_qps(), budget_s=12, precision=0.1)

@@ -23,6 +23,7 @@ def search(seed: int, **options: float) -> Saturation:
     return find_saturation(server, P90, **{"start_qps": 1 / SERVICE_S, "precision": 0.1, **options})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_in_95_of_100_searches() -> None:
     truth = saturation_qps(SLOTS, SERVICE_S, WAIT_S, 0.1)
     held, errors = 0, []

@@ -40,6 +40,7 @@ def only_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_makes_table_and_card(standin_python: Path, tmp_path: Path) -> None:
     done = run("--out", tmp_path, "--python", standin_python)
     assert done.returncode == 0, done.stderr
@@ -81,6 +82,7 @@ def test_refuses_impossible_jobs(jobs: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="needs a Python that the package supports")
 def test_says_why_the_package_cannot_be_installed(tmp_path: Path) -> None:
     done = run("--out", tmp_path, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))

@@ -470,6 +470,7 @@ def _places(node: Any) -> list[tuple[Any, Any]]:
     return [place for key in keys for place in [(node, key), *_places(node[key])]]
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data(), format_name=st.sampled_from(sorted(SAMPLES)))
 def test_no_mutated_report_ends_in_a_traceback(tmp_path: Path, data: st.DataObject, format_name: str) -> None:

@@ -56,6 +56,7 @@ def check_fleet(problem: CapacityProblem, result: CapacityResult) -> None:
     np.testing.assert_allclose(result.objective or 0.0, price @ result.counts, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_objective_is_the_enumerated_optimum(
     random_problem: Make, oracle: Oracle, carries: Callable[..., bool]
 ) -> None:

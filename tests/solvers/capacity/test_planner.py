@@ -55,12 +55,14 @@ def test_every_group_meets_the_slos_at_its_load() -> None:
     assert plan.gpus.get("L40S", 0) <= 8
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.floats(1, 300), st.floats(1.01, 4))
 def test_more_requests_never_cost_less(rate: float, factor: float) -> None:
     assert objective(ask(rate * factor)) >= objective(ask(rate)) - 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.floats(0.15, 1), st.floats(0.02, 0.1), st.floats(1.01, 3), st.sampled_from(["cost", "gpus"]))
 def test_a_looser_slo_never_costs_more(ttft: float, tpot: float, factor: float, goal: str) -> None:
@@ -69,6 +71,7 @@ def test_a_looser_slo_never_costs_more(ttft: float, tpot: float, factor: float, 
     assert objective(ask(40, f"ttft={ttft}s,tpot={tpot * factor}s", objective=goal)) <= tight + 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 16), st.integers(0, 16), st.integers(1, 8))
 def test_a_larger_inventory_never_costs_more(a100: int, h100: int, more: int) -> None:
