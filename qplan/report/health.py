@@ -1,4 +1,4 @@
-"""The health of an installation: versions, GPUs, packs and solvers."""
+"""The health of an installation: versions, GPUs, engines, energy counters, packs and solvers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from qplan.core.errors import MeasurementError
 from qplan.report.output import console, print_json
 
 SCHEMA_VERSION = 1
 REQUIRED = ("numpy", "highspy", "pyarrow", "sqlalchemy", "typer", "rich")
-OPTIONAL = {"pulp": "pulp", "psycopg": "postgres", "datasets": "datasets"}
+OPTIONAL = {
+    "pulp": "pulp",
+    "psycopg": "postgres",
+    "datasets": "datasets",
+    "uvloop": "measure",
+    "xllamacpp": "llamacpp",
+    "matplotlib": "plots",
+    "ray": "ray",
+}
 _QUERY = "name,memory.total,driver_version"
 
 
@@ -30,6 +39,8 @@ def examine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in REQUIRED},
         "extras": {extra: _version(name) for name, extra in OPTIONAL.items()},
         "solvers": list(installed_backends()),
+        "engines": _engines(),
+        "energy": _energy(),
         "gpus": gpus,
         "gpus_note": note,
         "packs": {name: str(path) for name, path in installed_packs().items()},
@@ -49,6 +60,8 @@ def print_health(findings: dict[str, Any], *, as_json: bool) -> None:
     for extra, found in findings["extras"].items():
         table.add_row(f"[bold]{extra}[/bold]", found or f"not installed: pip install 'qplan\\[{extra}]'")
     table.add_row("[bold]solvers[/bold]", ", ".join(findings["solvers"]))
+    table.add_row("[bold]engines[/bold]", ", ".join(f"{name} {found}" for name, found in findings["engines"].items()))
+    table.add_row("[bold]energy[/bold]", findings["energy"])
     table.add_row("[bold]GPUs[/bold]", ", ".join(findings["gpus"]) or findings["gpus_note"])
     table.add_row("[bold]packs[/bold]", ", ".join(findings["packs"]) or "none")
     console().print(table)
@@ -59,6 +72,29 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _engines() -> dict[str, str]:
+    """Ask each engine's adapter for the version that is installed."""
+    from qplan.measure.engines import engine_names, open_engine
+
+    found = {}
+    for name in engine_names():
+        if name == "remote":
+            continue  # any server, of any version
+        try:
+            found[name] = open_engine(name).version()
+        except MeasurementError:
+            found[name] = "not installed"
+    return found
+
+
+def _energy() -> str:
+    """Say which energy counter this machine has, or why none."""
+    from qplan.measure.energy import open_meter
+
+    with open_meter() as meter:
+        return meter.source if meter.source != "none" else meter.between(0.0, 1.0).note or "none"
 
 
 def _gpus() -> tuple[list[str], str | None]:
