@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""What stands between measured points: serving models, surrogates, power, quality."""

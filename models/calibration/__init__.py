@@ -1,0 +1,1 @@
+"""A prior corrected by a few measurements of one's own system."""

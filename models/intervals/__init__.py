@@ -1,0 +1,1 @@
+"""How sure a prediction is: conformal intervals, support, refusal."""

@@ -1,0 +1,1 @@
+"""Surrogates of measured observations over load."""

@@ -1,0 +1,1 @@
+"""Watts and joules: from what an iteration does to what it burns."""

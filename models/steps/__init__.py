@@ -1,0 +1,1 @@
+"""Step-time surrogates: physics first, and what data add to it."""
