@@ -173,7 +173,7 @@ class _Block:
         except InputError as error:  # a data set that is not there, say: trying again does not bring it
             self._close(point, self._failure(point, str(error), ()))
             return
-        if result.state == "done" or not self._again(result.reason or result.state, ()):
+        if result.state == "done" or result.final or not self._again(result.reason or result.state, ()):
             self._close(point, result)
 
     def _start(self) -> tuple[Server, Prepared]:

@@ -25,6 +25,8 @@ class Result:
         The engine's, of a failure.
     seconds
         How long it took.
+    final
+        Whether another attempt under the same plan would end the same way.
     """
 
     state: str
@@ -34,6 +36,7 @@ class Result:
     metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
     last_lines: tuple[str, ...] = ()
     seconds: float = 0.0
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

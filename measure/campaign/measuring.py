@@ -119,7 +119,8 @@ def _rate(point: Point, rig: Rig) -> float | None:
         return point.qps
     if point.workload not in rig.saturation_qps:
         raise InputError(
-            f"the saturation rate of {point.workload}, of which this load is {point.share:.0%}, was not found"
+            f"the saturation rate of {point.workload}, of which this load is {point.share:.0%}, was not found; "
+            "the point that searched it says why"
         )
     return share_of(rig.saturation_qps[point.workload], point.share)
 
@@ -196,10 +197,10 @@ def _measure_saturation(point: Point, rig: Rig) -> Result:
         "duration_s": found.probe_s,
         "requests": sum(probe.requests for probe in found.probes),
     }
-    state = "done" if known else "failed"
-    return Result(
-        state, (row,), reason=found.reason, metrics={"saturation_qps": found.qps, "probes": len(found.probes)}
-    )
+    # A bound is an observation, but loads are shares of a rate: tried again with more time, the search goes on.
+    state = "done" if found.qps is not None else "failed"
+    metrics = {"saturation_qps": found.qps, "probes": len(found.probes)}
+    return Result(state, (row,), reason=found.reason, metrics=metrics, final=known is not None)
 
 
 def _measure_quality(point: Point, rig: Rig) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,8 @@ from qplan.measure.engines.contract import EngineError, EngineState, Prepared, S
 from qplan.measure.engines.metrics_text import read_state
 from qplan.measure.engines.readiness import complete
 
-_SETTINGS = ("api",)
+_SETTINGS = ("api", "api_key_env")
+_KEY_VARIABLE = "OPENAI_API_KEY"
 _TIMEOUT_S = 30.0
 _POLL_S = 1.0
 
@@ -22,8 +24,9 @@ class Remote:
     """Adapter of a server that runs already.
 
     The weights of a :class:`~qplan.measure.engines.contract.Serving` are its address, and the quantization is what its
-    owner says. ``{"api": "chat"}`` in the settings uses the chat route. Its output must be text but need not make
-    sense: whoever runs a server with made-up weights knows it.
+    owner says. ``{"api": "chat"}`` in the settings uses the chat route, and ``{"api_key_env": "NAME"}`` takes the API
+    key from that environment variable instead of ``OPENAI_API_KEY``. Its output must be text but need not make sense:
+    whoever runs a server with made-up weights knows it.
     """
 
     name = "remote"
@@ -39,8 +42,10 @@ class Remote:
                 return (
                     f"remote has no setting '{name}'{nearest(name, _SETTINGS)}; whoever runs the server has set it up"
                 )
-            if value not in ("completions", "chat"):
+            if name == "api" and value not in ("completions", "chat"):
                 return f"remote: api is '{value}'; expected completions or chat"
+            if name == "api_key_env" and str(value) not in os.environ:
+                return f"remote: api_key_env is '{value}', an environment variable that is not set"
         try:
             Endpoint.parse(serving.weights, serving.model, where="weights")
         except InputError as error:
@@ -61,7 +66,8 @@ class Remote:
         """
         deadline = time.perf_counter() + deadline_s
         api = str(serving.settings.get("api", "completions"))
-        endpoint = Endpoint.parse(prepared.weights, serving.model, api, where="weights")
+        key = os.environ.get(str(serving.settings.get("api_key_env", _KEY_VARIABLE)))
+        endpoint = Endpoint.parse(prepared.weights, serving.model, api, key, where="weights")
         while True:
             try:
                 models = _models(endpoint, min(_TIMEOUT_S, deadline_s))

@@ -23,6 +23,7 @@ from qplan.measure.campaign.events import (
 from qplan.measure.campaign.grid import make_grid
 from qplan.measure.campaign.planfile import read_plan
 from qplan.measure.load.encoding import decode_requests
+from qplan.measure.saturation.probe import ProbeResult
 from qplan.profiles.journal import Journal
 from qplan.profiles.store import ProfileStore
 
@@ -148,6 +149,26 @@ class TestRunner:
         assert search["saturation_low_qps"] < search["saturation_qps"] < search["saturation_high_qps"]
         (load,) = observations("offered_qps", phase="serving")
         assert load["offered_qps"] == pytest.approx(search["saturation_qps"] / 2, rel=0.01)
+
+    @pytest.mark.slow
+    def test_a_search_that_ran_out_of_time_goes_on_when_it_is_given_more(
+        self, write_plan: WritePlan, run_plan: Any, observations: Observations
+    ) -> None:
+        asked = {"loads": "[50%, find saturation]", "settings": "{token-s: 0.01, slots: 2}"}
+        short = run_plan(write_plan(**asked, more="deadlines: {saturation: 1s}"))
+        assert short.ended.failed == 2
+        search, load = (event.result.reason for event in short.of(PointFinished))
+        assert "budget was used up" in search
+        assert "was not found" in load
+        longer = run_plan(write_plan(**asked, more="deadlines: {saturation: 10s}"), retry_failed=True)
+        assert longer.ended.done == 2
+        (row,) = observations("requests", "saturation_qps", phase="saturation")
+        probed = [
+            ProbeResult.from_json(probe.result["result"]).requests
+            for run in (short, longer)
+            for probe in run.of(ProbeFinished)
+        ]
+        assert row["requests"] == sum(probed)
 
     def test_a_trace_is_replayed_at_its_speed_up(
         self, write_plan: WritePlan, run_plan: Any, observations: Observations, tmp_path: Path

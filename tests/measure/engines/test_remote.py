@@ -11,6 +11,7 @@ from qplan.core.quantization import Quantization
 from qplan.measure.engines.contract import EngineError, EngineState, Serving
 from qplan.measure.engines.process import Launch, ServerProcess, free_port, start_process
 from qplan.measure.engines.remote import Remote, RemoteServer
+from tests.measure.fake_server import fake_server
 
 
 @pytest.fixture
@@ -50,6 +51,19 @@ def test_a_model_that_it_does_not_serve_is_named_with_those_that_it_does(
         start(serving(somebodys.endpoint.url, "tinny"), tmp_path)
 
 
+def test_its_key_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # This server answers completions with a stream only: getting so far takes the right key.
+    with fake_server(api_key="secret") as url:
+        monkeypatch.setenv("OPENAI_API_KEY", "another")
+        monkeypatch.setenv("THEIR_KEY", "secret")
+        for settings, says in (({}, "401"), ({"api_key_env": "THEIR_KEY"}, "answered no JSON: data")):
+            with pytest.raises(EngineError, match=says):
+                start(serving(url, "fake", **settings), tmp_path, deadline_s=0.1)
+        monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        with pytest.raises(EngineError, match="answered no JSON: data"):
+            start(serving(url, "fake"), tmp_path, deadline_s=0.1)
+
+
 def test_its_death_is_noticed(somebodys: ServerProcess, tmp_path: Path) -> None:
     server = start(serving(somebodys.endpoint.url), tmp_path)
     somebodys.stop()
@@ -70,6 +84,7 @@ def test_nobody_at_the_address_is_an_error_after_the_deadline(tmp_path: Path) ->
         (serving("http://host:99999999"), "cannot read"),
         (serving("http://host", apo="chat"), "no setting 'apo'; did you mean 'api'"),
         (serving("http://host", api="chatty"), "api is 'chatty'"),
+        (serving("http://host", api_key_env="NO_SUCH_KEY"), "api_key_env is 'NO_SUCH_KEY'"),
     ],
 )
 def test_what_cannot_be_reached_is_refused_before(asked: Serving, says: str) -> None:
