@@ -162,6 +162,10 @@ def export(
     store: Store = DEFAULT_STORE,
     title: Annotated[str | None, typer.Option(help="Title of the pack.")] = None,
     licence: Annotated[str | None, typer.Option(help="SPDX identifier of its licence.")] = None,
+    made_by: Annotated[str | None, typer.Option(metavar="COMMAND", help="What makes the pack again.")] = None,
+    note: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What a reader must know of the numbers; repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write everything in a store as a pack: a Parquet file and its JSON card.
@@ -177,7 +181,10 @@ def export(
         pack.card,
         title=title or pack.card.title,
         licence=licence or pack.card.licence,
-        made_from=sorted(set(map(str, pack.table["source"].to_pylist()))),
+        made_by=made_by or pack.card.made_by,
+        notes=tuple(note or ()),
+        # The sources of a campaign's rows name their points, which a card need not.
+        made_from=sorted({str(source).partition(" point ")[0] for source in pack.table["source"].to_pylist()}),
     )
     card = write_pack(out, card, pack.table)
     if as_json:

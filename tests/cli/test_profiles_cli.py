@@ -82,8 +82,11 @@ def test_every_command_speaks_json() -> None:
         2,
         2,
     )
-    exported = json.loads(run("export", "ours.parquet", "--json").output)
+    said = ("--made-by", "qplan measure ours.yaml", "--note", "Short runs.", "--note", "Shared machine.")
+    exported = json.loads(run("export", "ours.parquet", *said, "--json").output)
     assert (exported["rows"], exported["provenance"], exported["made_from"]) == (2, "measured", ["runs.csv"])
+    assert exported["made_by"] == "qplan measure ours.yaml"
+    assert exported["notes"] == ["Short runs.", "Shared machine."]
     assert json.loads(run("show", "ours.parquet", "--json").output)["groups"] == [group]
     assert json.loads(run("validate", "ours.parquet", "--json").output)["valid"] is True
 
