@@ -89,6 +89,7 @@ def _measure_load(point: Point, rig: Rig) -> Result:
         reason=row["reason"],
         raw=encode_requests(requests),
         metrics={"window_s": [run.window.start_s, run.window.end_s]},
+        final=row["requests"] == 0,  # the schedule of another attempt is the same
     )
 
 

@@ -55,8 +55,10 @@ def steady_window(requests: Requests, warm_up_s: float | None = None) -> Window:
         took_s = (requests.end_s - requests.sent_s)[requests.outcome != Outcome.CANCELLED]
         warm_up_s = float(np.percentile(took_s, 90)) if len(took_s) else 0.0
         warm_up_s = min(warm_up_s, _LARGEST_SHARE * (last_s - first_s))
-    # The last request itself is in: half-open windows would leave out the one that ends them.
-    return Window(first_s + warm_up_s, float(np.nextafter(last_s, np.inf)))
+    # The last request itself is in: half-open windows would leave out the one that ends them. Where few requests were
+    # due, all of them may belong to the warm-up: the window is then empty.
+    start_s = first_s + warm_up_s
+    return Window(start_s, max(start_s, float(np.nextafter(last_s, np.inf))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,8 @@ def _status(requests: Requests, due: Requests) -> dict[str, str | None]:
     invalid = bottleneck(requests)
     if invalid:
         return {"status": "invalid", "reason": invalid}
+    if not len(due):
+        return {"status": "failed", "reason": "no request was due after the warm-up; expected a longer run"}
     if not due.ok.any():
         reasons = Counter(reason for reason, failed in zip(due.reason, due.failed, strict=True) if failed)
         most = reasons.most_common(1)

@@ -118,6 +118,16 @@ def test_warm_up_is_one_residence_time_unless_told() -> None:
     assert steady_window(endless).start_s == pytest.approx(6.0)
 
 
+def test_a_run_within_its_warm_up_measures_nothing_and_says_so() -> None:
+    early = Requests.of([request(0, 0.0), request(1, 0.5)])
+    window = steady_window(early, warm_up_s=2.0)
+    columns = observation_columns(early, window=window)
+    assert (columns["duration_s"], columns["requests"]) == (0.0, 0)
+    assert columns["status"] == "failed"
+    assert "after the warm-up" in str(columns["reason"])
+    assert columns["achieved_qps"] is None
+
+
 def test_the_interval_covers_what_it_promises_also_when_requests_are_alike() -> None:
     random = np.random.default_rng(1)
     plain = queued = 0
