@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,11 +9,11 @@ from qplan.core.errors import InputError
 from qplan.models.iterations import IterationGrid
 
 
-def grid(**changes: object) -> IterationGrid:
+def grid(**changes: Any) -> IterationGrid:
     prefill, batches, contexts = np.array([0.0, 100, 400]), np.array([0.0, 1, 8]), np.array([16.0, 1024])
     time = 1e-3 * np.multiply.outer(prefill, np.ones((3, 2))) + batches[:, None] * (1 + 0.01 * contexts)
-    fields: dict[str, object] = {"prefill_tokens": prefill, "batches": batches, "context_tokens": contexts}
-    return IterationGrid(**{**fields, "time_s": time, **changes})  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"prefill_tokens": prefill, "batches": batches, "context_tokens": contexts}
+    return IterationGrid(**{**fields, "time_s": time, **changes})
 
 
 def test_times_are_exact_where_they_are_linear_in_each_variable_also_beyond_the_grid() -> None:
