@@ -1,0 +1,617 @@
+"""The compiled loop: iterations of replicas, and many identical ones at a time.
+
+Between an arrival, a completion, an admission and the moment the KV cache runs out of blocks, a batch that only decodes
+is the same: every iteration adds one token to each sequence, and its time is piecewise linear in their mean context. A
+span of such iterations is summed in closed form, segment by segment of the grid. Iterations that prefill are run one
+by one.
+
+What a replica holds lives in arrays that compiled code changes in place (:class:`State`): its requests in linked
+lists (``previous``, ``next``) through one pool; its decoding sequences also in a heap by the step at which they end,
+and counted by the place in a block that their next token takes, which stays the same as all advance together.
+
+All compiled functions are in this one file: numba's cache is renewed when the file of a function changes, and knows
+nothing of the files of those that it calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numba
+import numpy as np
+
+from qplan.models.simulator.state import SERIES_BINS, Records
+from qplan.models.steptimes import Floats, Ints
+
+_Compiled = TypeVar("_Compiled", bound=Callable[..., Any])
+
+NONE = -1
+ROUND_ROBIN, LEAST_OUTSTANDING, RANDOM = 0, 1, 2
+_MANY = 2**62
+
+
+class State(NamedTuple):
+    """Arrays of R replicas, of K kinds of them, and of the requests that are in the fleet.
+
+    Attributes
+    ----------
+    replicas : (R,) of `state.REPLICA`
+    pool : (Q,) of `state.REQUEST`
+        Requests in the fleet, and free places.
+    heap_steps, heap_requests : (R, S)
+        Decoding sequences of each replica as a binary heap: the step at which each ends, and its place in the pool.
+    block_places : (R, T)
+        How many decoding sequences have (tokens computed - replica's step) modulo block size in each class.
+    prefill_tokens : (K, P), context_tokens : (K, C)
+        Axes of the tables.
+    times_s, energies_j : (K, P, S + 1, C)
+        Time and energy of an iteration, at each whole number of decoding sequences.
+    series : (R, SERIES_BINS, 4)
+        Busy seconds, sequence-seconds, joules and output tokens of each replica by time.
+    bin_s : (1,)
+        Width of a bin of the series.
+    done : (M,) of `state.COMPLETION`
+    cursor : (2,)
+        Completions written; first free place of the pool.
+    """
+
+    replicas: Records
+    pool: Records
+    heap_steps: Ints
+    heap_requests: Ints
+    block_places: Ints
+    prefill_tokens: Floats
+    context_tokens: Floats
+    times_s: Floats
+    energies_j: Floats
+    series: Floats
+    bin_s: Floats
+    done: Records
+    cursor: Ints
+
+
+def _compiled(function: _Compiled) -> _Compiled:
+    """Compile a function that only compiled code calls; without a way in from Python that takes half the time."""
+    inner: _Compiled = numba.njit(cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(
+        function
+    )
+    return inner
+
+
+@numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def serve(
+    state: State,
+    arrivals_s: Floats,
+    input_tokens: Ints,
+    output_tokens: Ints,
+    draws: Floats,
+    first_row: int,
+    policy: int,
+    prefilled: bool,
+    until_s: float,
+) -> None:
+    """Dispatch requests as they arrive, and run all replicas until `until_s`.
+
+    The pool has a free place for each request, and `done` room for all that are in the fleet.
+
+    Parameters
+    ----------
+    arrivals_s, input_tokens, output_tokens : (N,)
+        Requests in order of arrival.
+    draws : (N,)
+        Uniform in [0, 1); read under the policy `RANDOM` only.
+    first_row
+        Row of the first request in the whole trace.
+    prefilled
+        Whether the KV cache of the prompts comes with them, and the first token has been generated elsewhere.
+    """
+    count = len(arrivals_s)
+    for n in range(count + 1):
+        now_s = arrivals_s[n] if n < count else until_s
+        chosen = NONE
+        if n < count and policy != LEAST_OUTSTANDING:
+            chosen = _in_turn(state) if policy == ROUND_ROBIN else _at_random(state, draws[n])
+        for r in range(len(state.replicas)):
+            if r == chosen or chosen == NONE:
+                _advance(state, r, now_s)
+        if n < count:
+            if chosen == NONE:
+                chosen = _least_outstanding(state, now_s)
+            _enqueue(state, chosen, first_row + n, now_s, input_tokens[n], output_tokens[n], prefilled)
+
+
+@_compiled
+def _in_turn(state: State) -> int:
+    """Return the replica that has got least by its weight."""
+    best, fewest = 0, np.inf
+    for r in range(len(state.replicas)):
+        replica = state.replicas[r]
+        turn = (replica.assigned + 1) / replica.weight
+        if turn < fewest:
+            best, fewest = r, turn
+    return best
+
+
+@_compiled
+def _at_random(state: State, draw: float) -> int:
+    """Return the replica in whose part of the weights the draw falls."""
+    total = 0.0
+    for r in range(len(state.replicas)):
+        total += state.replicas[r].weight
+    rest = draw * total
+    r = 0
+    while r < len(state.replicas) - 1 and rest >= state.replicas[r].weight:
+        rest -= state.replicas[r].weight
+        r += 1
+    return r
+
+
+@_compiled
+def _least_outstanding(state: State, now_s: float) -> int:
+    """Return the replica with the fewest requests by its weight; of equals the one that has got least."""
+    best, least, fewest = 0, np.inf, np.inf
+    for r in range(len(state.replicas)):
+        replica = state.replicas[r]
+        # What the last iteration finished is still there while that iteration lasts.
+        there = replica.outstanding + (replica.finished if replica.now_s > now_s else 0)
+        load, turn = (there + 1) / replica.weight, (replica.assigned + 1) / replica.weight
+        if load < least or (load == least and turn < fewest):
+            best, least, fewest = r, load, turn
+    return best
+
+
+@_compiled
+def _enqueue(state: State, r: int, row: int, now_s: float, prompt: int, output: int, prefilled: bool) -> None:
+    replica = state.replicas[r]
+    replica.assigned += 1
+    replica.now_s = max(replica.now_s, now_s)
+    too_long = prompt + output > replica.max_context
+    if too_long or _blocks(replica, prompt + output - 1) > replica.blocks:
+        completion = state.done[state.cursor[0]]
+        completion.row, completion.replica, completion.preemptions = row, r, 0
+        completion.arrival_s, completion.ttft_s, completion.tpot_s, completion.e2e_s = now_s, np.nan, np.nan, np.nan
+        state.cursor[0] += 1
+        return
+    q = state.cursor[1]
+    request = state.pool[q]
+    state.cursor[1] = request.next
+    request.row, request.arrival_s, request.prompt, request.output = row, now_s, prompt, output
+    request.computed, request.preemptions, request.joined, request.next = 0, 0, NONE, NONE
+    request.generated, request.prefilled = (1, 1) if prefilled else (0, 0)
+    request.first_s = now_s if prefilled else np.nan
+    if replica.waiting_head == NONE:
+        replica.waiting_head = q
+    else:
+        state.pool[replica.waiting_tail].next = q
+    replica.waiting_tail = q
+    replica.outstanding += 1
+
+
+@_compiled
+def _advance(state: State, r: int, until_s: float) -> None:
+    """Run the iterations of replica `r` that begin before `until_s`."""
+    replica = state.replicas[r]
+    while replica.now_s < until_s and replica.outstanding > 0:
+        replica.finished = 0
+        if replica.chunked:
+            _iterate_chunked(state, r, until_s)
+        else:
+            _iterate_whole(state, r, until_s)
+
+
+@_compiled
+def _iterate_chunked(state: State, r: int, until_s: float) -> None:
+    """Advance every decoding sequence, and prefill as many prompt tokens as the budget leaves (vLLM V1)."""
+    replica, pool = state.replicas[r], state.pool
+    preempted = _make_room(state, r)
+    budget = replica.max_tokens - replica.decoding
+    tokens, first = 0, NONE
+    if replica.partial != NONE:
+        first = replica.partial
+        request = pool[first]
+        chunk = min(request.prompt + request.generated - request.computed, budget)
+        blocks = _blocks(replica, request.computed + chunk) - _blocks(replica, request.computed)
+        if blocks > replica.free:
+            _preempt(state, r)
+            preempted, first = True, NONE
+        else:
+            replica.free -= blocks
+            request.computed += chunk
+            tokens, budget = chunk, budget - chunk
+    while not preempted and replica.waiting_head != NONE and replica.running < replica.max_sequences and budget > 0:
+        q = replica.waiting_head
+        request = pool[q]
+        length = request.prompt + request.generated - request.prefilled
+        if _blocks(replica, length + request.prefilled) > replica.free:
+            break
+        _admit(state, r)
+        if request.prefilled:
+            replica.free -= _blocks(replica, length + 1)
+            request.computed = length
+            _join(state, r, q)
+            budget -= 1
+            continue
+        request.computed = min(length, budget)
+        replica.free -= _blocks(replica, request.computed)
+        tokens, budget = tokens + request.computed, budget - request.computed
+        if first == NONE:
+            first = q
+    if tokens == 0:
+        _decode(state, r, 1 if preempted else _MANY, until_s)
+        return
+    decoding = replica.decoding
+    time_s, energy_j = _at(state, r, tokens)
+    _spend(state, r, time_s, energy_j, decoding)
+    replica.step += 1
+    replica.kv_tokens += decoding
+    _finish_decoded(state, r)
+    _end_prefills(state, r, first)
+
+
+@_compiled
+def _iterate_whole(state: State, r: int, until_s: float) -> None:
+    """Prefill waiting prompts, whole, while everything else stands still; or decode when none can start (vLLM V0)."""
+    replica, pool = state.replicas[r], state.pool
+    tokens, first = 0, NONE
+    while replica.waiting_head != NONE and replica.running < replica.max_sequences:
+        q = replica.waiting_head
+        request = pool[q]
+        length = request.prompt + request.generated - request.prefilled
+        if _blocks(replica, length + request.prefilled) > replica.free:
+            break
+        # A prompt beyond the budget runs alone: engines that do not chunk raise the budget to the longest prompt.
+        if not request.prefilled and tokens > 0 and tokens + length > replica.max_tokens:
+            break
+        _admit(state, r)
+        replica.free -= _blocks(replica, length)
+        request.computed = length
+        if request.prefilled:
+            _join(state, r, q)
+            continue
+        tokens += length
+        if first == NONE:
+            first = q
+    if tokens == 0:
+        preempted = _make_room(state, r)
+        _decode(state, r, 1 if preempted else _MANY, until_s)
+        return
+    time_s, energy_j = _at(state, r, tokens)
+    _spend(state, r, time_s, energy_j, 0)
+    _end_prefills(state, r, first)
+
+
+@_compiled
+def _make_room(state: State, r: int) -> bool:
+    """Take the blocks for one more token of each decoding sequence; say whether that preempted any.
+
+    While they do not suffice, the sequence that came last loses all its blocks and goes to the head of the queue.
+    """
+    replica = state.replicas[r]
+    preempted = False
+    while _crossing(state, r, 0) > replica.free:
+        _preempt(state, r)
+        preempted = True
+    replica.free -= _crossing(state, r, 0)
+    return preempted
+
+
+@_compiled
+def _crossing(state: State, r: int, ahead: int) -> int:
+    """Return how many sequences begin a block, `ahead` steps from now."""
+    replica = state.replicas[r]
+    crossing: int = state.block_places[r, -(replica.step + ahead) % replica.block_tokens]
+    return crossing
+
+
+@_compiled
+def _decode(state: State, r: int, steps: int, until_s: float) -> None:
+    """Decode until a sequence ends, blocks run out, or an iteration ends at or after `until_s`; at most `steps`."""
+    replica = state.replicas[r]
+    decoding, size = replica.decoding, replica.block_tokens
+    steps = min(steps, state.heap_steps[r, 0] - replica.step)
+    # Over one size of a block every sequence begins exactly one; the blocks of the first step are taken already.
+    if replica.free < decoding * ((steps - 1 + size - 1) // size):
+        left = replica.free % decoding
+        most = replica.free // decoding * size
+        while _crossing(state, r, 1 + most) <= left:
+            left -= _crossing(state, r, 1 + most)
+            most += 1
+        steps = min(steps, 1 + most)
+    steps, time_s, energy_j = _span(state, replica, steps, until_s - replica.now_s)
+    periods, rest = (steps - 1) // size, (steps - 1) % size
+    replica.free -= periods * decoding
+    for ahead in range(rest):
+        replica.free -= _crossing(state, r, 1 + ahead)
+    _spend(state, r, time_s, energy_j, decoding * steps)
+    replica.step += steps
+    replica.kv_tokens += decoding * steps
+    _finish_decoded(state, r)
+
+
+@_compiled
+def _span(state: State, replica: Any, steps: int, budget_s: float) -> tuple[int, float, float]:
+    """Return steps, time and energy of decoding up to `steps`, or to the first that ends at or after `budget_s`."""
+    axis = state.context_tokens[replica.kind]
+    times = state.times_s[replica.kind, 0, replica.decoding]
+    energies = state.energies_j[replica.kind, 0, replica.decoding]
+    start = replica.kv_tokens / replica.decoding
+    done, time_s, energy_j, c = 0, 0.0, 0.0, 0
+    while done < steps:
+        context = start + done
+        if context < axis[0]:
+            first, slope, joules, joule_slope = times[0], 0.0, energies[0], 0.0
+            count = min(steps - done, int(np.ceil(axis[0] - context)))
+        else:
+            while c < len(axis) - 2 and context > axis[c + 1]:
+                c += 1
+            width = axis[c + 1] - axis[c]
+            slope, joule_slope = (times[c + 1] - times[c]) / width, (energies[c + 1] - energies[c]) / width
+            first = times[c] + slope * (context - axis[c])
+            joules = energies[c] + joule_slope * (context - axis[c])
+            count = steps - done
+            if c < len(axis) - 2:
+                count = min(count, int(axis[c + 1] - context) + 1)
+        if time_s + _series(first, slope, count) >= budget_s:
+            count = _first_beyond(first, slope, count, budget_s - time_s)
+            steps = done + count
+        time_s += _series(first, slope, count)
+        energy_j += _series(joules, joule_slope, count)
+        done += count
+    return steps, time_s, energy_j
+
+
+@_compiled
+def _series(first: float, slope: float, count: int) -> float:
+    """Return first + (first + slope) + ..., `count` terms."""
+    return count * (first + slope * (count - 1) / 2)
+
+
+@_compiled
+def _first_beyond(first: float, slope: float, count: int, total: float) -> int:
+    """Return how many terms of the series, at most `count`, first sum to `total`."""
+    linear = first - slope / 2
+    root = linear + np.sqrt(linear * linear + 2 * slope * total)
+    terms = min(count, max(1, int(np.ceil(2 * total / root)))) if root > 0 else count
+    while terms > 1 and _series(first, slope, terms - 1) >= total:
+        terms -= 1
+    while terms < count and _series(first, slope, terms) < total:
+        terms += 1
+    return terms
+
+
+@_compiled
+def _at(state: State, r: int, tokens: int) -> tuple[float, float]:
+    """Return time and energy of an iteration that prefills `tokens`, beside what decodes if prefill is chunked."""
+    replica = state.replicas[r]
+    decoding = replica.decoding if replica.chunked else 0
+    axis, contexts = state.prefill_tokens[replica.kind], state.context_tokens[replica.kind]
+    p = c = 0
+    while p < len(axis) - 2 and tokens >= axis[p + 1]:
+        p += 1
+    context = contexts[0]
+    if decoding > 0:
+        context = max(context, replica.kv_tokens / decoding)
+    while c < len(contexts) - 2 and context >= contexts[c + 1]:
+        c += 1
+    u = (tokens - axis[p]) / (axis[p + 1] - axis[p])
+    v = (context - contexts[c]) / (contexts[c + 1] - contexts[c])
+    times, energies = state.times_s[replica.kind], state.energies_j[replica.kind]
+    time_s = (1 - u) * ((1 - v) * times[p, decoding, c] + v * times[p, decoding, c + 1]) + u * (
+        (1 - v) * times[p + 1, decoding, c] + v * times[p + 1, decoding, c + 1]
+    )
+    energy_j = (1 - u) * ((1 - v) * energies[p, decoding, c] + v * energies[p, decoding, c + 1]) + u * (
+        (1 - v) * energies[p + 1, decoding, c] + v * energies[p + 1, decoding, c + 1]
+    )
+    return time_s, energy_j
+
+
+@_compiled
+def _spend(state: State, r: int, time_s: float, energy_j: float, output_tokens: int) -> None:
+    """Let `time_s` pass on replica `r`, and note it in the series."""
+    replica, series = state.replicas[r], state.series
+    start_s = replica.now_s
+    end_s = start_s + time_s
+    replica.now_s = end_s
+    replica.busy_s += time_s
+    replica.energy_j += energy_j
+    while end_s >= state.bin_s[0] * SERIES_BINS:
+        _halve(state)
+    width_s = state.bin_s[0]
+    first, last = int(start_s / width_s), int(end_s / width_s)
+    for b in range(first, last + 1):
+        share = 1.0
+        if last > first:
+            share = (min(end_s, (b + 1) * width_s) - max(start_s, b * width_s)) / time_s
+        series[r, b, 0] += share * time_s
+        series[r, b, 1] += share * time_s * replica.running
+        series[r, b, 2] += share * energy_j
+        series[r, b, 3] += share * output_tokens
+
+
+@_compiled
+def _halve(state: State) -> None:
+    """Double the bins' width."""
+    series = state.series
+    for r in range(series.shape[0]):
+        for b in range(SERIES_BINS):
+            for column in range(series.shape[2]):
+                pair = 0.0
+                if 2 * b < SERIES_BINS:
+                    pair = series[r, 2 * b, column] + series[r, 2 * b + 1, column]
+                series[r, b, column] = pair
+    state.bin_s[0] *= 2
+
+
+@_compiled
+def _admit(state: State, r: int) -> None:
+    """Move the head of the queue to the end of the running list."""
+    replica, pool = state.replicas[r], state.pool
+    q = replica.waiting_head
+    replica.waiting_head = pool[q].next
+    pool[q].previous, pool[q].next = replica.last, NONE
+    if replica.last != NONE:
+        pool[replica.last].next = q
+    replica.last = q
+    replica.running += 1
+
+
+@_compiled
+def _leave(state: State, r: int, q: int) -> None:
+    """Take a request off the running list, and give its blocks back."""
+    replica, request = state.replicas[r], state.pool[q]
+    if request.previous != NONE:
+        state.pool[request.previous].next = request.next
+    if request.next != NONE:
+        state.pool[request.next].previous = request.previous
+    else:
+        replica.last = request.previous
+    replica.running -= 1
+    replica.free += _blocks(replica, request.computed)
+
+
+@_compiled
+def _join(state: State, r: int, q: int) -> None:
+    """Let a sequence decode whose prompt, and what it had generated before a preemption, is in the cache."""
+    replica, request = state.replicas[r], state.pool[q]
+    request.joined = replica.step
+    request.prefilled = 0
+    state.block_places[r, (request.computed - replica.step) % replica.block_tokens] += 1
+    replica.kv_tokens += request.computed
+    _push(
+        state.heap_steps[r],
+        state.heap_requests[r],
+        replica.decoding,
+        replica.step + request.output - request.generated,
+        q,
+    )
+    replica.decoding += 1
+
+
+@_compiled
+def _part(state: State, r: int, q: int) -> None:
+    """Let a sequence decode no more: bring its counts up to this step."""
+    replica, request = state.replicas[r], state.pool[q]
+    steps = replica.step - request.joined
+    request.computed += steps
+    request.generated += steps
+    state.block_places[r, (request.computed - replica.step) % replica.block_tokens] -= 1
+    replica.kv_tokens -= request.computed
+    replica.decoding -= 1
+
+
+@_compiled
+def _preempt(state: State, r: int) -> None:
+    """Take its blocks from the sequence that came last; it is to start again, before all that wait."""
+    replica = state.replicas[r]
+    q = replica.last
+    request = state.pool[q]
+    if q == replica.partial:
+        replica.partial = NONE
+    else:
+        _remove(state.heap_steps[r], state.heap_requests[r], replica.decoding, q)
+        _part(state, r, q)
+    _leave(state, r, q)
+    request.computed, request.joined = 0, NONE
+    request.preemptions += 1
+    request.next = replica.waiting_head
+    if replica.waiting_head == NONE:
+        replica.waiting_tail = q
+    replica.waiting_head = q
+
+
+@_compiled
+def _finish_decoded(state: State, r: int) -> None:
+    """Complete the sequences that end with this step."""
+    replica = state.replicas[r]
+    while replica.decoding > 0 and state.heap_steps[r, 0] == replica.step:
+        q = state.heap_requests[r, 0]
+        _pop(state.heap_steps[r], state.heap_requests[r], replica.decoding)
+        _part(state, r, q)
+        _complete(state, r, q)
+
+
+@_compiled
+def _end_prefills(state: State, r: int, first: int) -> None:
+    """Give a token to each sequence, from `first` on, whose prompt is prefilled; the last may be in part."""
+    replica = state.replicas[r]
+    replica.partial = NONE
+    q = first
+    while q != NONE:
+        request = state.pool[q]
+        after = request.next
+        if request.joined == NONE and request.computed < request.prompt + request.generated:
+            replica.partial = q
+        elif request.joined == NONE:
+            if request.generated == 0:
+                request.first_s = replica.now_s
+            request.generated += 1
+            state.series[r, int(replica.now_s / state.bin_s[0]), 3] += 1
+            if request.generated == request.output:
+                _complete(state, r, q)
+            else:
+                _join(state, r, q)
+        q = after
+
+
+@_compiled
+def _complete(state: State, r: int, q: int) -> None:
+    replica, request = state.replicas[r], state.pool[q]
+    _leave(state, r, q)
+    replica.outstanding -= 1
+    replica.finished += 1
+    completion = state.done[state.cursor[0]]
+    state.cursor[0] += 1
+    completion.row, completion.replica, completion.preemptions = request.row, r, request.preemptions
+    completion.arrival_s = request.arrival_s
+    completion.ttft_s = request.first_s - request.arrival_s
+    completion.e2e_s = replica.now_s - request.arrival_s
+    completion.tpot_s = np.nan
+    if request.output > 1:
+        completion.tpot_s = (replica.now_s - request.first_s) / (request.output - 1)
+    request.next = state.cursor[1]
+    state.cursor[1] = q
+
+
+@_compiled
+def _blocks(replica: Any, tokens: int) -> int:
+    """Return the blocks that hold `tokens`."""
+    blocks: int = (tokens + replica.block_tokens - 1) // replica.block_tokens
+    return blocks
+
+
+@_compiled
+def _push(steps: Ints, requests: Ints, size: int, step: int, q: int) -> None:
+    n = size
+    while n > 0 and steps[(n - 1) // 2] > step:
+        steps[n], requests[n] = steps[(n - 1) // 2], requests[(n - 1) // 2]
+        n = (n - 1) // 2
+    steps[n], requests[n] = step, q
+
+
+@_compiled
+def _pop(steps: Ints, requests: Ints, size: int) -> None:
+    """Remove the root of a heap of `size`."""
+    step, q = steps[size - 1], requests[size - 1]
+    n = 0
+    while 2 * n + 1 < size - 1:
+        child = 2 * n + 1
+        if child + 1 < size - 1 and steps[child + 1] < steps[child]:
+            child += 1
+        if steps[child] >= step:
+            break
+        steps[n], requests[n] = steps[child], requests[child]
+        n = child
+    steps[n], requests[n] = step, q
+
+
+@_compiled
+def _remove(steps: Ints, requests: Ints, size: int, q: int) -> None:
+    """Remove request `q` from a heap of `size`."""
+    n = 0
+    while requests[n] != q:
+        n += 1
+    while n > 0:  # to the root, past its ancestors, and off
+        steps[n], requests[n] = steps[(n - 1) // 2], requests[(n - 1) // 2]
+        n = (n - 1) // 2
+    _pop(steps, requests, size)

@@ -1,0 +1,299 @@
+"""Running traffic through a fleet.
+
+:class:`Simulation` takes requests in pieces and gives back those that are done, so that what it holds grows with the
+requests in flight and not with the length of the trace; :func:`simulate` runs a whole trace at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from qplan.core.errors import InputError
+from qplan.models.simulator.replica import Replica
+from qplan.models.simulator.state import COMPLETION, REPLICA, SERIES_BINS, Records, free_pool
+from qplan.models.simulator.tables import stacked
+from qplan.models.simulator.traffic import Traffic
+from qplan.models.steptimes import Floats, Ints
+
+if TYPE_CHECKING:
+    from qplan.models.simulator.kernel import State
+
+CHUNK = 16384
+"""Requests that are run at a time: enough that calls cost nothing, few enough that their records stay in cache."""
+
+_FIRST_BIN_S = 2.0**-10
+
+
+class Dispatch(StrEnum):
+    """Which replica gets a request."""
+
+    ROUND_ROBIN = "round-robin"
+    """In turn, in proportion to the replicas' weights."""
+
+    LEAST_OUTSTANDING = "least-outstanding"
+    """To the one with the fewest requests in it, by its weight."""
+
+    RANDOM = "random"
+    """At random, in proportion to the weights: of Poisson arrivals each replica then sees Poisson arrivals."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaUse:
+    """What one replica did.
+
+    Attributes
+    ----------
+    requests
+        That it was given.
+    busy_s, running_s, output_tokens
+        Seconds in iterations, the sum over sequences of the seconds they ran, and tokens generated.
+    energy_j
+        Joules up to the end of the run, with those between iterations; ``None`` where its power is unknown.
+    bin_s
+        Width of the bins of the series that follow, which begin at 0.
+    busy, running, output_tokens_per_s : (T,)
+        Share of time in iterations, mean number of running sequences, and generated tokens per second.
+    power_w : (T,)
+        Mean watts; ``None`` where unknown.
+    """
+
+    name: str
+    requests: int
+    busy_s: float
+    running_s: float
+    output_tokens: float
+    energy_j: float | None
+    bin_s: float
+    busy: Floats
+    running: Floats
+    output_tokens_per_s: Floats
+    power_w: Floats | None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetUse:
+    """What the fleet did, until its last request was done at `end_s`."""
+
+    end_s: float
+    replicas: tuple[ReplicaUse, ...]
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of all replicas; ``None`` where the power of any is unknown."""
+        joules = [replica.energy_j for replica in self.replicas]
+        return None if any(one is None for one in joules) else sum(one for one in joules if one is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What became of N requests, in the order of their arrival.
+
+    Attributes
+    ----------
+    arrivals_s, ttft_s, tpot_s, e2e_s : (N,)
+        Seconds. Latencies are NaN for a request that no replica could hold; TPOT also for an answer of one token.
+    replica, preemptions : (N,)
+        The replica that served it (that decoded it, of a disaggregated fleet), and how often it lost its KV cache and
+        started again.
+    use
+        What the replicas did.
+    """
+
+    arrivals_s: Floats
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    replica: Ints
+    preemptions: Ints
+    use: FleetUse
+
+
+class Runner(Protocol):
+    """A fleet that takes requests in pieces: :class:`Simulation`, or a disaggregated one."""
+
+    def offer(self, traffic: Traffic) -> Records:
+        """Take the next requests; return those, of all so far, that are done when the last of them arrives."""
+        ...
+
+    def finish(self) -> Records:
+        """Serve what is left; return it."""
+        ...
+
+    def use(self) -> FleetUse:
+        """Return what the replicas did."""
+        ...
+
+
+class Simulation:
+    """A fleet of replicas behind one dispatcher, each running its engine's continuous batching.
+
+    The same requests, fleet and seed give the same result to the bit; other pieces change no more than its rounding.
+
+    Parameters
+    ----------
+    fleet
+        The replicas.
+    dispatch
+        Which replica gets a request.
+    seed
+        Of random dispatch; nothing else is random.
+    prefilled
+        Requests come with the KV cache of their prompts and their first token: their TTFT is 0.
+
+    Raises
+    ------
+    InputError
+        The fleet is empty, or numba is missing.
+    """
+
+    def __init__(
+        self,
+        fleet: Sequence[Replica],
+        dispatch: Dispatch = Dispatch.ROUND_ROBIN,
+        seed: int = 0,
+        *,
+        prefilled: bool = False,
+    ) -> None:
+        if not fleet:
+            raise InputError("a fleet without a replica; expected at least one")
+        self._fleet = tuple(fleet)
+        self._policy = tuple(Dispatch).index(dispatch)
+        self._random = np.random.default_rng(seed)
+        self._prefilled = prefilled
+        self._offered = 0
+        self._last_s = 0.0
+        self._state = _initial(self._fleet)
+
+    def offer(self, traffic: Traffic) -> Records:
+        """Take the next requests; return those, of all so far, that are done when the last of them arrives.
+
+        Raises
+        ------
+        InputError
+            They begin before the last ones ended.
+        """
+        if len(traffic) and traffic.arrivals_s[0] < self._last_s:
+            raise InputError("traffic: arrivals are not in order")
+        parts = [self._serve(traffic.part(start, start + CHUNK)) for start in range(0, len(traffic), CHUNK)]
+        return np.concatenate([np.zeros(0, COMPLETION), *parts])
+
+    def finish(self) -> Records:
+        """Serve what is left; return it."""
+        nothing = np.zeros(0)
+        return self._run(Traffic(nothing, nothing.astype(np.int64), nothing.astype(np.int64)), np.inf)
+
+    def use(self, end_s: float | None = None) -> FleetUse:
+        """Return what the replicas did, up to the end of the last iteration or a later `end_s`."""
+        if end_s is None:
+            end_s = float(self._state.replicas["now_s"].max())
+        bin_s = float(self._state.bin_s[0])
+        return FleetUse(end_s, tuple(self._use(n, end_s, bin_s) for n in range(len(self._fleet))))
+
+    def _serve(self, traffic: Traffic) -> Records:
+        self._last_s = float(traffic.arrivals_s[-1])
+        return self._run(traffic, self._last_s)
+
+    def _run(self, traffic: Traffic, until_s: float) -> Records:
+        from qplan.models.simulator import kernel
+
+        state = self._state = _with_room(self._state, len(traffic))
+        kernel.serve(
+            state,
+            traffic.arrivals_s.astype(np.float64),
+            traffic.input_tokens.astype(np.int64),
+            traffic.output_tokens.astype(np.int64),
+            self._random.random(len(traffic)),
+            self._offered,
+            self._policy,
+            self._prefilled,
+            until_s,
+        )
+        self._offered += len(traffic)
+        done = state.done[: state.cursor[0]].copy()
+        state.cursor[0] = 0
+        return done
+
+    def _use(self, n: int, end_s: float, bin_s: float) -> ReplicaUse:
+        replica, record = self._fleet[n], self._state.replicas[n]
+        bins = min(SERIES_BINS, int(np.ceil(end_s / bin_s)))
+        busy_s, sequence_s, energy_j, tokens = self._state.series[n, :bins].T
+        widths = np.minimum(bin_s, end_s - bin_s * np.arange(bins))  # the last bin is not whole
+        idle_w = replica.idle_w
+        return ReplicaUse(
+            replica.name,
+            int(record["assigned"]),
+            float(record["busy_s"]),
+            float(sequence_s.sum()),
+            float(tokens.sum()),
+            None if idle_w is None else float(record["energy_j"] + idle_w * (end_s - record["busy_s"])),
+            bin_s,
+            busy_s / widths,
+            sequence_s / widths,
+            tokens / widths,
+            None if idle_w is None else (energy_j + idle_w * np.maximum(widths - busy_s, 0.0)) / widths,
+        )
+
+
+def simulate(
+    traffic: Traffic, fleet: Sequence[Replica], dispatch: Dispatch = Dispatch.ROUND_ROBIN, seed: int = 0
+) -> Served:
+    """Serve all of `traffic` with a fleet; see :class:`Simulation`."""
+    return run(Simulation(fleet, dispatch, seed), traffic)
+
+
+def run(runner: Runner, traffic: Traffic) -> Served:
+    """Run all of `traffic` through a fleet that has served nothing yet."""
+    done = np.concatenate([runner.offer(traffic), runner.finish()])
+    done = done[np.argsort(done["row"])]
+    latencies = (done["ttft_s"], done["tpot_s"], done["e2e_s"])
+    return Served(traffic.arrivals_s, *latencies, done["replica"], done["preemptions"], runner.use())
+
+
+def _initial(fleet: tuple[Replica, ...]) -> State:
+    try:
+        from qplan.models.simulator.kernel import State
+    except ImportError:
+        raise InputError("simulating needs numba: pip install 'qplan[models]'") from None
+    tables, kinds = stacked(fleet)
+    replicas = np.zeros(len(fleet), REPLICA)
+    replicas["kind"] = kinds
+    replicas["weight"] = [replica.weight for replica in fleet]
+    replicas["block_tokens"] = [replica.batching.block_tokens for replica in fleet]
+    replicas["blocks"] = replicas["free"] = [replica.kv_tokens // replica.batching.block_tokens for replica in fleet]
+    replicas["max_tokens"] = [replica.batching.max_batched_tokens for replica in fleet]
+    replicas["max_sequences"] = [replica.batching.max_sequences for replica in fleet]
+    replicas["max_context"] = [replica.max_context for replica in fleet]
+    replicas["chunked"] = [replica.batching.chunked_prefill for replica in fleet]
+    for place in ("waiting_head", "waiting_tail", "last", "partial"):
+        replicas[place] = -1
+    most = int(replicas["max_sequences"].max())
+    return State(
+        replicas,
+        free_pool(CHUNK),
+        np.zeros((len(fleet), most), np.int64),
+        np.zeros((len(fleet), most), np.int64),
+        np.zeros((len(fleet), int(replicas["block_tokens"].max())), np.int64),
+        *tables,
+        np.zeros((len(fleet), SERIES_BINS, 4)),
+        np.array([_FIRST_BIN_S]),
+        np.zeros(CHUNK, COMPLETION),
+        np.array([0, 0]),
+    )
+
+
+def _with_room(state: State, requests: int) -> State:
+    """Return the state with room for so many more requests in the fleet."""
+    needed = int(state.replicas["outstanding"].sum()) + requests
+    size = len(state.pool)
+    if needed <= size:
+        return state
+    more = max(needed, 2 * size) - size
+    pool = np.concatenate([state.pool, free_pool(more, size)])
+    pool["next"][-1] = state.cursor[1]
+    state.cursor[1] = size
+    return state._replace(pool=pool, done=np.zeros(len(pool), COMPLETION))
