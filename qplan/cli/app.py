@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from qplan import __version__
-from qplan.cli import capacity, doctor, measure, profiles
+from qplan.cli import capacity, doctor, fit, measure, predict, profiles, simulate
 
 app = typer.Typer(
     name="qplan",
@@ -20,6 +20,9 @@ app = typer.Typer(
     epilog="Add --debug to any command for a traceback. Exit codes: 2 input, 3 no feasible plan, 4 measurement.",
 )
 app.command("capacity")(capacity.capacity)
+app.command("fit")(fit.fit)
+app.command("predict")(predict.predict)
+app.command("simulate")(simulate.simulate)
 app.add_typer(measure.app, name="measure")
 app.add_typer(profiles.app, name="profiles")
 app.command("doctor")(doctor.doctor)

@@ -61,6 +61,14 @@ def progress_bar(what: str, total: float) -> Iterator[Callable[[float], object]]
         yield lambda step: bar.advance(task, step)
 
 
+@contextmanager
+def count_bar(what: str) -> Iterator[Callable[[int, int], object]]:
+    """Show a bar on standard error, where that is a terminal; yields what tells it how many are done, of how many."""
+    with _progress() as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
 def print_result(result: Result, *, as_json: bool) -> None:
     """Print what measuring a point gave."""
     rows = [{name: value for name, value in row.items() if value not in (None, "unknown")} for row in result.rows]

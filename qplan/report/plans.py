@@ -69,7 +69,8 @@ def _print_fleet(out: Console, plan: Plan) -> None:
         f"{plan.status}: {plan.objective:.4g} {unit}, proven lower bound {bound}, gap {gap} "
         f"({plan.solver}, {format_duration(plan.solve_s)})",
     )
-    facts.add_row("power", f"unknown: {plan.power_note}" if plan.power_w is None else f"{plan.power_w:.0f} W")
+    power = "unknown: " if plan.power_w is None else f"{plan.power_w:.0f} W, "
+    facts.add_row("power", power + plan.power_note)
     for number, source in enumerate(plan.provenance):
         facts.add_row("numbers" if number == 0 else "", source)
     for warning in plan.warnings:

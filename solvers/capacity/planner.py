@@ -13,6 +13,7 @@ from qplan.core.deployment import Deployment
 from qplan.core.errors import InfeasibleError
 from qplan.core.plan import Assumption, LatencyPrediction, Plan, Prediction, ReplicaGroup
 from qplan.core.slo import METRICS
+from qplan.models.power.energy import energy, fleet_power
 from qplan.models.serving import LoadedReplicas
 from qplan.models.sharing import SharingModel
 from qplan.solvers.capacity.ask import CapacityAsk
@@ -22,7 +23,6 @@ from qplan.solvers.capacity.problem import CapacityProblem, CapacityResult
 from qplan.solvers.capacity.solve import solve_capacity
 from qplan.solvers.capacity.why import Explanation, explained
 
-POWER_NOTE = "no power model yet: the shipped profiles hold no energy"
 DEFAULT_TIME_LIMIT_S = 20.0
 
 
@@ -102,8 +102,11 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
     shares = result.assignment[0, used]
     load = ask.rate_qps * shares / counts
     deployments = [found.deployments[i] for i in used]
-    loaded = SharingModel.of(deployments, found.steps.take(used)).at(ask.workload, load)
+    steps = found.steps.take(used)
+    loaded = SharingModel.of(deployments, steps).at(ask.workload, load)
     latencies = _latencies(ask, loaded, found.known_error)
+    burned = energy(deployments, steps, ask.workload, load, loaded)
+    power = fleet_power(burned, counts.tolist())
     groups = tuple(
         _group(one, int(count), float(share), float(rate), found, int(i), tuple(row[n] for row in latencies))
         for n, (one, count, share, rate, i) in enumerate(zip(deployments, counts, shares, load, used, strict=True))
@@ -118,8 +121,10 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
         replicas=groups,
         gpus=dict(gpus),
         cost_per_hour=sum(group.count * group.cost_per_hour for group in groups),
-        power_w=None,
-        power_note=POWER_NOTE,
+        power_w=None if power is None else power.value,
+        power_note="; ".join(dict.fromkeys(filter(None, burned.reasons)))
+        if power is None
+        else f"between {power.lower:.0f} and {power.upper:.0f} W ({power.basis})",
         quality=_mean_quality(groups),
         predicted=predicted,
         headroom=min(group.headroom for group in groups),
@@ -130,7 +135,8 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
         solve_s=result.seconds,
         provenance=tuple(dict.fromkeys(found.provenance[i] for i in used)),
         assumptions=ask.assumptions + _price_assumptions(deployments),
-        warnings=_warnings(deployments, found.known_error, predicted),
+        warnings=_warnings(deployments, found.known_error, predicted)
+        + tuple(dict.fromkeys(warning for i in used for warning in found.quality[i].warnings)),
     )
 
 
@@ -142,7 +148,7 @@ def _no_plan(ask: CapacityAsk, error: InfeasibleError, solver: str) -> Plan:
         gpus={},
         cost_per_hour=None,
         power_w=None,
-        power_note=POWER_NOTE,
+        power_note="no fleet, no power",
         quality=None,
         predicted=(),
         headroom=None,
@@ -182,7 +188,9 @@ def _group(
         share=share,
         load_qps=load_qps,
         saturation_qps=float(found.saturation_qps[index]),
-        quality=Prediction(grade.value, grade.lower, grade.upper, None, f"{grade.provenance}: {grade.source}"),
+        quality=Prediction(
+            grade.value, grade.lower, grade.upper, grade.coverage, f"{grade.provenance}: {grade.source}"
+        ),
         predicted=predicted,
     )
 
