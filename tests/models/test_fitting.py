@@ -12,6 +12,7 @@ from qplan.models.fitting import HeldOut, fit_profiles
 from qplan.profiles.packs import read_pack
 
 PACK = "trtllm-composed"
+pytestmark = pytest.mark.slow
 ERROR = {"measured_over_predicted": {"ttft": {"lower": 0.5, "upper": 4.0}, "tpot": {"lower": 0.8, "upper": 1.25}}}
 
 

@@ -60,6 +60,16 @@ def test_columns_without_a_value_take_no_room_in_the_file(file: Path) -> None:
     assert read_pack(file).table["energy_j"].null_count == 3
 
 
+def test_folders_of_the_machine_that_measured_stay_there(tmp_path: Path, rows_at: Rows) -> None:
+    table = rows_at(1.0, 2.0, 3.0)
+    commands = [json.dumps(["/home/me/bin/python", "--model", "/data/w.gguf", "--route", "/"]), "by hand", None]
+    place = table.schema.get_field_index("command")
+    table = table.set_column(place, table.schema.field(place), pa.array(commands, table.schema.field(place).type))
+    write_pack(tmp_path / "ours.parquet", CARD, table)
+    written = read_pack(tmp_path / "ours.parquet").table["command"].to_pylist()
+    assert written == [json.dumps(["python", "--model", "w.gguf", "--route", "/"]), "by hand", None]
+
+
 def test_models_and_columns_can_be_chosen(file: Path) -> None:
     pack = read_pack(file, models=["Llama-2-7B"], columns=["offered_qps", "itl_p50_s"])
     assert pack.table.to_pylist() == [{"offered_qps": 1.0, "itl_p50_s": None}]

@@ -216,7 +216,8 @@ def read_pack(
 def write_pack(path: Path, card: Card, table: pa.Table) -> Card:
     """Validate observations and write them with their card; each file appears whole or not at all.
 
-    Columns without a value are left out. Returns the card with name, row count and schema version filled in.
+    Columns without a value are left out, and so are the folders in the commands that started engines: a pack is for
+    others, who have other folders. Returns the card with name, row count and schema version filled in.
 
     Raises
     ------
@@ -229,13 +230,32 @@ def write_pack(path: Path, card: Card, table: pa.Table) -> Card:
 
     if path.suffix != ".parquet":
         raise InputError(f"{path}: a pack's file name ends in .parquet")
-    table = conform(table, str(path))
+    table = _without_folders(conform(table, str(path)))
     card = replace(card, name=path.stem, rows=table.num_rows, schema_version=SCHEMA_VERSION)
     table = table.select([name for name in names() if table[name].null_count < table.num_rows])
     text = json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n"
     _replace(path, lambda file: pq.write_table(table, file, compression="zstd"))
     _replace(path.with_suffix(".json"), lambda file: Path(file).write_text(text, encoding="utf-8"))
     return card
+
+
+def _without_folders(table: pa.Table) -> pa.Table:
+    """Return `table` with the absolute paths of its commands cut to their last part."""
+    import pyarrow as pa
+
+    def cut(command: str) -> str:
+        try:
+            words = json.loads(command)
+        except ValueError:
+            return command
+        if not isinstance(words, list):
+            return command
+        return json.dumps([Path(word).name if str(word).startswith("/") and word != "/" else word for word in words])
+
+    place = table.schema.get_field_index("command")
+    field = table.schema.field(place)
+    commands = [command and cut(command) for command in table["command"].to_pylist()]
+    return table.set_column(place, field, pa.array(commands, field.type))
 
 
 @cache
