@@ -52,24 +52,24 @@ def profiled(table: pa.Table, where: str) -> Profiled | None:
     StoreError
         When a deployment has only prefill or only decode rows.
     """
-    phase, phases = _codes(table, "phase")
-    status, statuses = _codes(table, "status")
+    phase, phases = codes_of(table, "phase")
+    status, statuses = codes_of(table, "status")
     steps = np.isin(phase, [n for n, name in enumerate(phases) if name in ("prefill", "decode")])
     chosen = np.flatnonzero(steps & np.isin(status, [n for n, name in enumerate(statuses) if name == "ok"]))
     if not len(chosen):
         return None
     good = table.take(chosen)
-    keys, index = _group(good)
-    deployments = tuple(_deployment(key, where) for key in keys)
-    times = _numbers(good, "step_time_s")
-    batch = _numbers(good, "batch")
+    keys, index = keys_of(good)
+    deployments = tuple(deployment_of(key, where) for key in keys)
+    times = numbers_of(good, "step_time_s")
+    batch = numbers_of(good, "batch")
     prefills = np.array([name == "prefill" for name in phases])[phase[chosen]]
     single = prefills & (batch == 1)
     decodes = ~prefills
     step_times = StepTimes.from_points(
         len(keys),
-        (index[single], _numbers(good, "input_tokens")[single], times[single]),
-        (index[decodes], batch[decodes], _numbers(good, "context_tokens")[decodes], times[decodes]),
+        (index[single], numbers_of(good, "input_tokens")[single], times[single]),
+        (index[decodes], batch[decodes], numbers_of(good, "context_tokens")[decodes], times[decodes]),
         [f"{deployment} in {where}" for deployment in deployments],
     )
     return Profiled(deployments, step_times, _evidence(good, index, len(keys)))
@@ -77,14 +77,14 @@ def profiled(table: pa.Table, where: str) -> Profiled | None:
 
 def _evidence(table: pa.Table, index: Ints, deployments: int) -> tuple[str, ...]:
     """Join the distinct kinds of evidence and sources of each deployment's rows."""
-    kind, kinds = _codes(table, "provenance")
-    source, sources = _codes(table, "source")
+    kind, kinds = codes_of(table, "provenance")
+    source, sources = codes_of(table, "source")
     seen = np.zeros((deployments, len(kinds), len(sources)), dtype=bool)
     seen[index, kind, source] = True
     return tuple("; ".join(f"{kinds[k]}: {sources[s]}" for k, s in np.argwhere(pairs)) for pairs in seen)
 
 
-def _codes(table: pa.Table, column: str) -> tuple[Ints, list[str]]:
+def codes_of(table: pa.Table, column: str) -> tuple[Ints, list[str]]:
     """Return the distinct values of `column` in order, as text, and the place of each row's value among them."""
     import pyarrow as pa
 
@@ -97,15 +97,16 @@ def _codes(table: pa.Table, column: str) -> tuple[Ints, list[str]]:
     return rank[encoded.indices.to_numpy(zero_copy_only=False)], [names[n] for n in order]
 
 
-def _numbers(table: pa.Table, column: str) -> Floats:
+def numbers_of(table: pa.Table, column: str) -> Floats:
+    """Return a column as numbers, nan where it has none."""
     import pyarrow as pa
 
     return table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
-def _group(table: pa.Table) -> tuple[list[tuple[str, ...]], Ints]:
+def keys_of(table: pa.Table) -> tuple[list[tuple[str, ...]], Ints]:
     """Return the distinct keys, in order of name, and the key of each row."""
-    columns = [_codes(table, name) for name in KEYS]
+    columns = [codes_of(table, name) for name in KEYS]
     combined = np.zeros(table.num_rows, dtype=np.intp)
     for code, values in columns:
         combined = combined * len(values) + code
@@ -113,7 +114,8 @@ def _group(table: pa.Table) -> tuple[list[tuple[str, ...]], Ints]:
     return [tuple(values[code[row]] for code, values in columns) for row in first], index
 
 
-def _deployment(key: tuple[str, ...], where: str) -> Deployment:
+def deployment_of(key: tuple[str, ...], where: str) -> Deployment:
+    """Return the deployment that values of :data:`KEYS` name."""
     model, quantization, gpu, tp, engine, version = key
     return Deployment(
         Model.named(model, where),

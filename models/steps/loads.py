@@ -23,7 +23,7 @@ from qplan.core.deployment import Deployment
 from qplan.core.errors import InputError, StoreError
 from qplan.core.workload import Workload
 from qplan.models.closedloop import closed_loop
-from qplan.models.profiled import KEYS, _codes, _deployment, _group, _numbers
+from qplan.models.profiled import KEYS, codes_of, deployment_of, keys_of, numbers_of
 from qplan.models.sharing import SharingModel
 from qplan.models.steps.parts import NAMES
 from qplan.models.steps.surrogate import StepSurrogate, branch_of
@@ -105,16 +105,16 @@ class LoadPoints:
         InputError
             When a model, GPU or quantization is unknown to the catalogue.
         """
-        phase, phases = _codes(table, "phase")
-        status, statuses = _codes(table, "status")
+        phase, phases = codes_of(table, "phase")
+        status, statuses = codes_of(table, "status")
         serving = (np.array(phases)[phase] == "serving") & (np.array(statuses)[status] == "ok")
-        chosen = serving & np.isfinite(_numbers(table, "tpot_mean_s")) & (_numbers(table, "output_tokens") >= 2)
+        chosen = serving & np.isfinite(numbers_of(table, "tpot_mean_s")) & (numbers_of(table, "output_tokens") >= 2)
         if not chosen.any():
             raise StoreError(f"{where} has no serving row with status ok and a mean TPOT")
         good = table.filter(chosen)
-        keys, index = _group(good)
-        values = [_numbers(good, name) for name in LOAD_COLUMNS[len(KEYS) + 2 :]]
-        return cls(tuple(_deployment(key, where) for key in keys), index, *values)
+        keys, index = keys_of(good)
+        values = [numbers_of(good, name) for name in LOAD_COLUMNS[len(KEYS) + 2 :]]
+        return cls(tuple(deployment_of(key, where) for key in keys), index, *values)
 
 
 def fit_loads(points: LoadPoints, prior: StepSurrogate) -> StepSurrogate:

@@ -9,7 +9,7 @@ import numpy as np
 
 from qplan.core.deployment import Deployment
 from qplan.core.errors import InputError, StoreError
-from qplan.models.profiled import _codes, _deployment, _group, _numbers
+from qplan.models.profiled import codes_of, deployment_of, keys_of, numbers_of
 from qplan.models.steptimes import Bools, Floats, Ints
 
 if TYPE_CHECKING:
@@ -71,24 +71,24 @@ class StepPoints:
         InputError
             When a model, GPU or quantization is unknown to the catalogue.
         """
-        phase, phases = _codes(table, "phase")
-        status, statuses = _codes(table, "status")
+        phase, phases = codes_of(table, "phase")
+        status, statuses = codes_of(table, "status")
         kinds, states = np.array(phases, dtype=object)[phase], np.array(statuses, dtype=object)[status]
         chosen = np.isin(kinds, ("prefill", "decode")) & (states == "ok")
         if not chosen.any():
             raise StoreError(f"{where} has no prefill or decode row with status ok")
         good = table.filter(chosen)
-        keys, index = _group(good)
+        keys, index = keys_of(good)
         prefill = kinds[chosen] == "prefill"
-        batch = _numbers(good, "batch")
+        batch = numbers_of(good, "batch")
         return cls(
-            tuple(_deployment(key, where) for key in keys),
+            tuple(deployment_of(key, where) for key in keys),
             index,
-            np.where(prefill, batch * _numbers(good, "input_tokens"), 0.0),
+            np.where(prefill, batch * numbers_of(good, "input_tokens"), 0.0),
             np.where(prefill, 0.0, batch),
-            np.where(prefill, 0.0, batch * _numbers(good, "context_tokens")),
+            np.where(prefill, 0.0, batch * numbers_of(good, "context_tokens")),
             np.where(prefill, batch, 1.0),
-            _numbers(good, "step_time_s"),
+            numbers_of(good, "step_time_s"),
         )
 
     def take(self, chosen: Bools) -> StepPoints:
