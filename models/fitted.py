@@ -99,6 +99,11 @@ class Fitted:
         provenance = f"{self.evidence} ({self.source})" + ("" if own else f", by {level}")
         return Steps(self.steps.step_times([deployment]), error, provenance, not own, tuple(warnings))
 
+    @property
+    def gpus(self) -> frozenset[str]:
+        """Names of the GPUs whose step times were fitted."""
+        return frozenset(branch[0] for branch in self.steps.factors if branch)
+
     def engines(self, gpu: Gpu) -> tuple[tuple[str, str], ...]:
         """Return the engines, each with its version, whose step times on `gpu` were fitted; all, if none is on it."""
         branches = [branch for branch in self.steps.factors if len(branch) >= _ENGINE_DEPTH]

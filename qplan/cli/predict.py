@@ -95,7 +95,8 @@ def _engine(fitted: Fitted, gpu: Gpu, wanted: str | None) -> tuple[str, str]:
     names = [f"{name}={version}" for name, version in known]
     if wanted is None:
         if len(known) > 1:
-            raise InputError(f"--engine: {fitted.source} has several; say one of {', '.join(names)}")
+            several = "has several" if gpu.name in fitted.gpus else f"has nothing on {gpu} to tell the engine from"
+            raise InputError(f"--engine: {fitted.source} {several}; say one of {', '.join(names)}")
         return known[0]
     name, _, version = wanted.partition("=")
     found = [one for one in known if one[0] == name and version in ("", one[1])]

@@ -54,6 +54,7 @@ def test_a_plot_is_written(tmp_path: Path, name: str) -> None:
         (("--qps", "1"), "--isl and --osl, or --workload"),
         ((*LENGTHS, "--workload", "chat", "--qps", "1"), "leave out --isl and --osl"),
         ((*LENGTHS, "--qps", "1", "--engine", "vlm"), "--engine: 'vlm' is none of trtllm="),
+        ((*LENGTHS, "--qps", "1", "--gpu", "b200"), "has nothing on B200"),
         ((*LENGTHS, "--qps", "1", "--plot", "load.gif"), "expected .png, .svg, .pdf"),
         ((*LENGTHS, "--qps", "1", "--fitted", "nothing.qplan"), "no such file"),
     ],
