@@ -187,7 +187,7 @@ def _measure_saturation(point: Point, rig: Rig) -> Result:
         )
     known = found.qps or found.low_qps or found.high_qps
     if found.qps is not None:
-        rig.saturation_qps[point.workload] = found.qps
+        rig.saturation_qps.setdefault(point.workload, found.qps)  # the first repeat's: repeats are of the same loads
     row = point_columns(point, rig.job.source, None) | rig.columns | mean_lengths(point.source, asked)
     row |= {
         "status": "ok" if known else "failed",
