@@ -33,13 +33,13 @@ gpu: cpu
 models: [{name: SmolLM2-135M-Instruct, weights: smollm2, context: 256, max_sequences: 4}]
 quantizations: [Q4_0]
 engines: [llamacpp]
-workloads: ["isl=32,osl=8"]
+workloads: ["isl=8,osl=4"]
 loads: [1, 2, find saturation, 3]
-slo: ["p90:ttft=3s"]
+slo: ["p90:ttft=1s"]
 requests: 8
 warm_up: 0
 retries: 4
-deadlines: {saturation: 20s, start: 60s, request: 30s}
+deadlines: {saturation: 30s, start: 60s, request: 30s}
 """
 
 
