@@ -119,6 +119,10 @@ class Vllm:
         if not serving.devices:
             # Compiling takes minutes on two cores and is not read back from vLLM's own cache (0.32).
             flags["enforce-eager"] = True
+            if serving.tp == 1:
+                # The worker of its own that vLLM starts otherwise is waited for by a process that spins on a core.
+                flags["distributed-executor-backend"] = "uni"
+                env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else it goes back to workers (vllm/platforms/cpu.py)
             flags |= _cpu_kv_cache(serving, Path(prepared.weights))
             # Where a CPU has AMX, vLLM runs W4A16 with 8-bit activations unless told not to (vllm/envs.py).
             env["VLLM_CPU_INT4_W4A8"] = "0"

@@ -110,6 +110,14 @@ def test_on_a_cpu_the_cache_holds_every_sequence_and_w4a16_keeps_16_bit_activati
     assert launch.env["VLLM_CPU_INT4_W4A8"] == "0"
 
 
+def test_one_cpu_worker_shares_the_process_of_the_scheduler_which_else_spins(serving: Serving) -> None:
+    launch = Vllm().launch(serving, given(serving))
+    assert value(launch.argv, "--distributed-executor-backend") == "uni"
+    assert launch.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    several = Vllm().launch(replace(serving, tp=2), given(serving))
+    assert "--distributed-executor-backend" not in several.argv
+
+
 def test_settings_add_replace_and_leave_out_flags(serving: Serving) -> None:
     settings = {
         "max-num-batched-tokens": 256,
