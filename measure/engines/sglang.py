@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qplan.core.quantization import KV16, NumberFormat
+from qplan.core.quantization import KV16, NumberFormat, Quantization
 from qplan.measure.engines.checkpoints import declared, prepare_checkpoint, weights_refusal
 from qplan.measure.engines.contract import Prepared, Serving
 from qplan.measure.engines.own_environment import (
@@ -84,8 +84,7 @@ class SgLang:
             "served-model-name": serving.model,
             "host": "127.0.0.1",
             "port": PORT,
-            "dtype": _DTYPES.get(scheme, "auto"),
-            "kv-cache-dtype": _KV_DTYPES[serving.quantization.kv],
+            **format_flags(serving.quantization),
             "tp-size": serving.tp,
             "context-length": serving.context_tokens,
             "max-running-requests": serving.max_sequences,
@@ -96,6 +95,17 @@ class SgLang:
             flags["quantization"] = _ON_LOADING[scheme]
         argv = (str(interpreter(_program())), "-m", "sglang.launch_server", *flag_list({**flags, **serving.settings}))
         return Launch(argv, serving.model, self.version(), visible(serving.devices))
+
+
+def format_flags(quantization: Quantization) -> dict[str, str]:
+    """Return the flags of `sglang.launch_server` that follow from a quantization, whatever the checkpoint.
+
+    Raises
+    ------
+    KeyError
+        When the engine has no such KV cache.
+    """
+    return {"dtype": _DTYPES.get(quantization.scheme, "auto"), "kv-cache-dtype": _KV_DTYPES[quantization.kv]}
 
 
 def _program() -> Path:

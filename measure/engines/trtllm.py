@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from qplan.core.quantization import KV16, NumberFormat
+from qplan.core.quantization import KV16, NumberFormat, Quantization
 from qplan.measure.engines.checkpoints import declared, locate, prepare_checkpoint, weights_refusal
 from qplan.measure.engines.contract import Prepared, Serving
 from qplan.measure.engines.own_environment import (
@@ -25,7 +26,7 @@ from qplan.measure.engines.process import PORT, Launch, ServerProcess, start_pro
 
 _KV_DTYPES = {KV16: "auto", NumberFormat(8, "float"): "fp8"}
 _DTYPES = {"BF16": "bfloat16", "FP16": "float16"}
-_KERNELS = (*_DTYPES, "W8A8-FP", "W4A4-FP", "W4A16-AWQ", "W4A8-FP", "W8A16", "W4A16")
+KERNELS = (*_DTYPES, "W8A8-FP", "W4A4-FP", "W4A16-AWQ", "W4A8-FP", "W8A16", "W4A16")
 """What the PyTorch backend has: tensorrt_llm/_torch/modules/linear.py; SmoothQuant and QServe went with the old one."""
 _OWN_FLAGS = {
     "host": "the adapter",
@@ -61,8 +62,8 @@ class TrtLlm:
         quantization = serving.quantization
         if not serving.devices:
             return "trtllm needs GPUs; no devices are given"
-        if quantization.scheme not in _KERNELS:
-            return f"trtllm's PyTorch backend has no {quantization.scheme}; it has {', '.join(_KERNELS)}"
+        if quantization.scheme not in KERNELS:
+            return f"trtllm's PyTorch backend has no {quantization.scheme}; it has {', '.join(KERNELS)}"
         if quantization.kv not in _KV_DTYPES:
             kv = f"{quantization.kv.bits}-bit {quantization.kv.kind}"
             return f"trtllm's PyTorch backend has no {kv} KV cache; it has KV8-FP"
@@ -84,13 +85,12 @@ class TrtLlm:
     def launch(self, serving: Serving, prepared: Prepared, folder: Path) -> Launch:
         """Return the command for `serving`; the file of further options is written into `folder`."""
         settings = dict(serving.settings)
-        options = {
-            "dtype": _DTYPES.get(serving.quantization.scheme, "auto"),
-            "kv_cache_config": {
-                "dtype": _KV_DTYPES[serving.quantization.kv],
-                "enable_block_reuse": False,
-                "free_gpu_memory_fraction": settings.pop(_KV_SHARE, 0.9),
-            },
+        options = format_options(serving.quantization)
+        options["kv_cache_config"] |= {
+            "enable_block_reuse": False,
+            "free_gpu_memory_fraction": settings.pop(_KV_SHARE, 0.9),
+        }
+        options |= {
             "enable_iter_perf_stats": True,
             "return_perf_metrics": True,
         }
@@ -116,6 +116,20 @@ class TrtLlm:
             # a rank has crashed both say 503 for good (issue 18663).
             health="/health_generate",
         )
+
+
+def format_options(quantization: Quantization) -> dict[str, Any]:
+    """Return what the file of further options says of a quantization.
+
+    Raises
+    ------
+    KeyError
+        When the PyTorch backend has no such KV cache.
+    """
+    return {
+        "dtype": _DTYPES.get(quantization.scheme, "auto"),
+        "kv_cache_config": {"dtype": _KV_DTYPES[quantization.kv]},
+    }
 
 
 def _program() -> Path:

@@ -103,8 +103,7 @@ class Vllm:
             "served-model-name": serving.model,
             "host": "127.0.0.1",
             "port": PORT,
-            "dtype": _DTYPES.get(scheme, "auto"),
-            "kv-cache-dtype": _KV_DTYPES[serving.quantization.kv],
+            **format_flags(serving.quantization),
             "tensor-parallel-size": serving.tp,
             "max-model-len": serving.context_tokens,
             "max-num-seqs": serving.max_sequences,
@@ -129,6 +128,17 @@ class Vllm:
         argv = [str(program), *(module if is_python(program) else ["serve"]), prepared.weights]
         argv += flag_list({**flags, **serving.settings})
         return Launch(tuple(argv), serving.model, self.version(), env)
+
+
+def format_flags(quantization: Quantization) -> dict[str, str]:
+    """Return the flags of `vllm serve` that follow from a quantization, whatever the checkpoint.
+
+    Raises
+    ------
+    KeyError
+        When the engine has no such KV cache.
+    """
+    return {"dtype": _DTYPES.get(quantization.scheme, "auto"), "kv-cache-dtype": _KV_DTYPES[quantization.kv]}
 
 
 def _program() -> Path:

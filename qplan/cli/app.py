@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from qplan import __version__
-from qplan.cli import capacity, doctor, fit, measure, predict, profiles, simulate
+from qplan.cli import capacity, doctor, export, fit, measure, predict, profiles, simulate
 
 app = typer.Typer(
     name="qplan",
@@ -20,6 +20,7 @@ app = typer.Typer(
     epilog="Add --debug to any command for a traceback. Exit codes: 2 input, 3 no feasible plan, 4 measurement.",
 )
 app.command("capacity")(capacity.capacity)
+app.command("export")(export.export)
 app.command("fit")(fit.fit)
 app.command("predict")(predict.predict)
 app.command("simulate")(simulate.simulate)
