@@ -149,8 +149,11 @@ def load_fitted(path: Path | None) -> Fitted:
     Raises
     ------
     InputError, StoreError
-        As :func:`qplan.models.saved.load`.
+        As :func:`qplan.models.saved.load`; or the file holds no step times, but measured loads.
     """
     with as_file(files("qplan.models").joinpath(SHIPPED)) as shipped:
         where = path or shipped
-        return Fitted.from_data(load(where, KIND).parts.get("fitted"), str(where))
+        parts = load(where, KIND).parts
+    if "fitted" not in parts and "loads" in parts:
+        raise StoreError(f"{where}: holds loads that were measured, and no step times; qplan predict answers from them")
+    return Fitted.from_data(parts.get("fitted"), str(where))

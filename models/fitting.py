@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qplan.core.deployment import Deployment
+from qplan.core.errors import StoreError
 from qplan.models.fitted import COVERAGE, Fitted
+from qplan.models.fittingloads import fit_loads
+from qplan.models.heldout import HeldOutLoads
 from qplan.models.power.curves import Ratio
 from qplan.models.quality import QualityModel, measured, published
 from qplan.models.steps.fitting import fit_steps
 from qplan.models.steps.points import StepPoints
 from qplan.models.steptimes import Bools, Floats
+from qplan.models.surrogates import Surrogates
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,6 +61,45 @@ class HeldOut:
     median_error: float
     p90_error: float
     by_level: Mapping[str, Ratio]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was fitted to a pack or store, and its errors on what was left out.
+
+    Attributes
+    ----------
+    steps, loads
+        Errors of step times, and of metrics over load; empty where the rows tell nothing of them.
+    note
+        Why rows under load were left alone, if they were.
+    """
+
+    fitted: Surrogates
+    steps: tuple[HeldOut, ...]
+    loads: tuple[HeldOutLoads, ...]
+    note: str | None = None
+
+
+def fit_rows(table: pa.Table, source: str, card_error: Mapping[str, Any] | None, progress: Progress) -> Report:
+    """Fit to the rows of a pack or store whatever they tell: step times, metrics over load, or both.
+
+    Parameters and errors are those of :func:`fit_profiles` and :func:`qplan.models.fittingloads.fit_loads`.
+    """
+    phases = set(table["phase"].unique().to_pylist())
+    if not phases & {"prefill", "decode", "serving"}:
+        raise StoreError(f"{source} has no prefill, decode or serving row: nothing to fit")
+    if not phases & {"prefill", "decode"}:
+        loads, load_errors = fit_loads(table, source, progress)
+        return Report(Surrogates(None, loads), (), load_errors)
+    steps, step_errors = fit_profiles(table, source, card_error, progress)
+    if "serving" not in phases:
+        return Report(Surrogates(steps, None), step_errors, ())
+    try:
+        loads, load_errors = fit_loads(table, source, progress)
+    except StoreError as error:
+        return Report(Surrogates(steps, None), step_errors, (), str(error))
+    return Report(Surrogates(steps, loads), step_errors, load_errors)
 
 
 def fit_profiles(

@@ -23,6 +23,8 @@ R(m)``.
 
 * TTFT is the residual of the running iteration (uniform) + the wait for a slot (with the probability that ``n ≥ m``,
   exponential) + the wait for prefills ahead (M/G/1, Pollaczek-Khinchine; exponential given busy) + ``P(i)``.
+  Where measurements corrected the engine's TTFT (:class:`~qplan.models.steptimes.FirstToken`) each of these has its
+  factor, and the host's time comes on top.
 * TPOT is normal around ``τ``. Its variance is that of ``R(n) / L`` as running sequences meet it, plus that of the
   prefills which interrupt the request, a delay busy period: ``λ τ E[P²] / (1 - ρ)²`` over its decode steps, ``ρ = λ
   P̄``.
@@ -45,11 +47,12 @@ import numpy as np
 from qplan.core.deployment import MAX_SEQUENCES, Deployment
 from qplan.core.slo import Slo
 from qplan.core.workload import Workload
-from qplan.models.steptimes import Bools, Floats, StepTimes
+from qplan.models.steptimes import Bools, FirstToken, Floats, StepTimes
 from qplan.models.waiting import Queue, Wait, normal_cdf
 
 _BISECTIONS = 50  # on a log scale: far below the model's own error
 _SPAN = 1e-9  # rates are sought from this share of the stable rate up to one minus it
+_NO_WAIT = 1e-6  # factor of a wait that stands for 0, which no rate has
 _MANY_SECONDS = 1e6  # stands for infinity where shares are computed and masked later
 
 
@@ -80,16 +83,25 @@ class SharingModel:
             np.array([deployment.model.max_context for deployment in deployments], dtype=float),
         )
 
-    def at(self, workload: Workload, rate_qps: Floats) -> Replicas:
-        """Load each deployment with `workload` at its `rate_qps` (D,) requests/s per replica."""
-        return _Station.of(self, workload).at(np.asarray(rate_qps, dtype=float))
+    def at(self, workload: Workload, rate_qps: Floats, seen_by: Workload | None = None) -> Replicas:
+        """Load each deployment with `workload` at its `rate_qps` (D,) requests/s per replica.
 
-    def saturation_qps(self, workload: Workload, slos: Sequence[Slo]) -> Floats:
-        """Return the highest rate per replica, (D,) requests/s, that meets all `slos`; 0 where none does."""
+        Latencies are those of the workload's own requests, or of others that are `seen_by`: a few among them, too few
+        to change the load. Poisson arrivals see time averages, whoever they are.
+        """
         station = _Station.of(self, workload)
+        return station.at(np.asarray(rate_qps, dtype=float), self._observer(station, seen_by))
+
+    def saturation_qps(self, workload: Workload, slos: Sequence[Slo], seen_by: Workload | None = None) -> Floats:
+        """Return the highest rate per replica, (D,) requests/s, that meets all `slos`; 0 where none does.
+
+        The objectives are on the requests of `workload`, or of a few of `seen_by` among them.
+        """
+        station = _Station.of(self, workload)
+        observer = self._observer(station, seen_by)
 
         def met(rate: Floats) -> Bools:
-            replicas = station.at(rate)
+            replicas = station.at(rate, observer)
             good = replicas.stable
             for slo in slos:
                 assert slo.percentile is not None
@@ -100,6 +112,9 @@ class SharingModel:
         never, always = ~met(low), met(high)
         rate = _bisect(met, low, high)
         return np.where(never, 0.0, np.where(always, high, rate))
+
+    def _observer(self, station: _Station, seen_by: Workload | None) -> _Station:
+        return station if seen_by is None else _Station.of(self, seen_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +134,8 @@ class _Station:
         ``R(n)``.
     log_product : (D, N)
         ``log Π_{k≤n} R(k) / k``; -inf beyond the slots.
+    first_token
+        What measurements say of the parts of TTFT.
     """
 
     weights: Floats
@@ -130,6 +147,7 @@ class _Station:
     batches: Floats
     residence_s: Floats
     log_product: Floats
+    first_token: FirstToken
 
     @classmethod
     def of(cls, model: SharingModel, workload: Workload) -> _Station:
@@ -162,6 +180,7 @@ class _Station:
             batches,
             residence_s,
             np.where(batches <= slots[:, None], log_product, -np.inf),
+            model.steps.first_token or FirstToken.plain(len(slots)),
         )
 
     @property
@@ -181,8 +200,8 @@ class _Station:
         square: Floats = self.prefill_s**2 @ self.weights
         return square
 
-    def at(self, rate: Floats) -> Replicas:
-        stable = (rate < self.stable_qps) & (rate >= 0)
+    def at(self, rate: Floats, observer: _Station) -> Replicas:
+        stable = (rate < self.stable_qps) & (rate >= 0) & (observer.stable_qps > 0)
         # Where it is not, any stable rate keeps the arithmetic defined; what comes of it is masked.
         rate = np.where(stable, np.maximum(rate, 1e-30), np.maximum(self.stable_qps / 2, 1e-30))
         log_p = self.log_product + self.batches * np.log(rate)[:, None]
@@ -202,6 +221,7 @@ class _Station:
         steps = self.decodes_per_request if decoding else np.inf
         return Replicas(
             self,
+            observer,
             rate,
             stable,
             batch,
@@ -219,6 +239,8 @@ class Replicas:
 
     Attributes
     ----------
+    station, observer
+        What the requests that load the replicas are, and those whose latencies are told: the same, as a rule.
     stable
         Whether the rate is below the stable rate; where it is not, the other attributes mean nothing.
     batch, tpot_s, crowding_s2
@@ -232,6 +254,7 @@ class Replicas:
     """
 
     station: _Station
+    observer: _Station
     rate_qps: Floats
     stable: Bools
     batch: Floats
@@ -253,8 +276,9 @@ class Replicas:
 
     def mean(self, metric: str) -> Floats:
         """Return the mean of `metric` in seconds; infinite beyond saturation."""
-        ttft = self._wait().mean() + self.station.mean_prefill_s
-        decoding = self.station.decodes_per_request * self.tpot_s
+        first = self.station.first_token
+        ttft = first.host_s + self._wait().mean() + first.prefill * self.observer.mean_prefill_s
+        decoding = self.observer.decodes_per_request * self.tpot_s
         mean = {"ttft": ttft, "e2e": ttft + decoding}.get(metric, self.tpot_s)
         return np.where(self.stable, mean, np.inf)
 
@@ -272,14 +296,14 @@ class Replicas:
         return np.where(self.stable, shares, 0.0)
 
     def _ttft(self, at: Floats) -> Floats:
-        share: Floats = self._wait().cdf(at - self.station.prefill_s) @ self.station.weights
+        share: Floats = self._wait().cdf(at - self._own_s()) @ self.observer.weights
         return share
 
     def _tpot(self, at: Floats) -> Floats:
-        several = self.station.decodes > 0
+        several = self.observer.decodes > 0
         if not several.any():
             return np.ones(len(at))
-        weights = self.station.weights[several] / self.station.weights[several].sum()
+        weights = self.observer.weights[several] / self.observer.weights[several].sum()
         spread = np.sqrt(self._tpot_variance()[:, several])
         share: Floats = normal_cdf(at - self.tpot_s[:, None], spread) @ weights
         return share
@@ -292,24 +316,35 @@ class Replicas:
         return share
 
     def _e2e(self, at: Floats) -> Floats:
-        s, wait = self.station, self._wait()
-        mean = wait.mean()[:, None] + s.prefill_s + s.decodes * self.tpot_s[:, None]
+        s, wait = self.observer, self._wait()
+        mean = wait.mean()[:, None] + self._own_s() + s.decodes * self.tpot_s[:, None]
         variance = wait.variance()[:, None] + s.decodes**2 * self._tpot_variance()
         share: Floats = normal_cdf(at - mean, np.sqrt(variance)) @ s.weights
         return share
 
     def _tpot_variance(self) -> Floats:
         """Variance of TPOT around its mean, (D, J); meaningless where a bucket has no decode step."""
-        decodes = np.maximum(self.station.decodes, 1)
+        decodes = np.maximum(self.observer.decodes, 1)
         square, idle = self.station.square_prefill_s2, 1 - self.prefill_share
         interruptions = (self.rate_qps * self.tpot_s * square / idle**2)[:, None] / decodes
         variance: Floats = self.crowding_s2[:, None] + interruptions
         return variance
 
+    def _own_s(self) -> Floats:
+        """Time to the first token without a wait, (D, J)."""
+        first = self.station.first_token
+        own: Floats = first.host_s[:, None] + first.prefill[:, None] * self.observer.prefill_s
+        return own
+
     def _wait(self) -> Wait:
-        idle = 1 - self.prefill_share
-        prefills = Queue(self.prefill_share, 2 * self.station.mean_prefill_s * idle / self.station.square_prefill_s2)
-        return Wait(self.step_s, self.active, prefills, self.slot_queue)
+        first, idle = self.station.first_token, 1 - self.prefill_share
+        rate = 2 * self.station.mean_prefill_s * idle / self.station.square_prefill_s2
+        return Wait(
+            first.step * self.step_s,
+            self.active,
+            Queue(self.prefill_share, rate / np.maximum(first.queue, _NO_WAIT)),
+            Queue(self.slot_queue.probability, self.slot_queue.rate / np.maximum(first.slots, _NO_WAIT)),
+        )
 
 
 def _bisect(below: Callable[[Floats], Bools], low: Floats, high: Floats) -> Floats:

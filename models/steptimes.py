@@ -23,6 +23,48 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
+class FirstToken:
+    """How an engine's TTFT departs from what its step times say, for D deployments; arrays are (D,).
+
+    Attributes
+    ----------
+    prefill, step, queue, slots
+        Factors of the parts of TTFT: the own prefill, what is left of the running iteration, the wait for prefills
+        ahead, and that for KV-cache room.
+    host_s
+        What comes on top of every request's.
+    """
+
+    prefill: Floats
+    step: Floats
+    queue: Floats
+    slots: Floats
+    host_s: Floats
+
+    @classmethod
+    def plain(cls, deployments: int) -> FirstToken:
+        """Return the TTFT that step times alone give."""
+        one = np.ones(deployments)
+        return cls(one, one, one, one, np.zeros(deployments))
+
+    @property
+    def parts(self) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        """All arrays, in the order of the fields."""
+        return self.prefill, self.step, self.queue, self.slots, self.host_s
+
+    def take(self, index: Ints) -> FirstToken:
+        """Return those of the deployments at `index` alone."""
+        return FirstToken(*(part[index] for part in self.parts))
+
+    def put(self, index: Ints, found: FirstToken) -> FirstToken:
+        """Return these with `found` for the deployments at `index`."""
+        whole = [part.copy() for part in self.parts]
+        for part, values in zip(whole, found.parts, strict=True):
+            part[index] = values
+        return FirstToken(*whole)
+
+
+@dataclass(frozen=True, slots=True)
 class StepTimes:
     """Step times in seconds of D deployments.
 
@@ -36,6 +78,8 @@ class StepTimes:
         Sequences of a decode iteration, and KV-cache tokens of each.
     decode_s : (D, B, C)
         Its time.
+    first_token
+        How TTFT departs from these times, where measurements have told; ``None``: it follows from them.
     """
 
     prefill_tokens: Floats
@@ -43,6 +87,7 @@ class StepTimes:
     batches: Floats
     contexts: Floats
     decode_s: Floats
+    first_token: FirstToken | None = None
 
     @classmethod
     def from_points(
@@ -95,7 +140,8 @@ class StepTimes:
 
     def take(self, index: Ints) -> StepTimes:
         """Return the step times of the deployments at `index` alone."""
-        return replace(self, prefill_s=self.prefill_s[index], decode_s=self.decode_s[index])
+        first_token = None if self.first_token is None else self.first_token.take(index)
+        return replace(self, prefill_s=self.prefill_s[index], decode_s=self.decode_s[index], first_token=first_token)
 
     def prefill(self, tokens: Floats) -> Floats:
         """Return the prefill time, (D, J) seconds, of prompts of `tokens` (J,)."""

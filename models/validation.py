@@ -27,7 +27,7 @@ import numpy as np
 from qplan.core.errors import InputError
 from qplan.models.closedloop import closed_loop
 from qplan.models.profiled import COLUMNS, profiled
-from qplan.models.steptimes import Floats
+from qplan.models.steptimes import Floats, StepTimes
 from qplan.profiles.packs import find_pack, read_pack
 
 PACKAGE = "aiconfigurator-core==0.12.0"
@@ -107,10 +107,21 @@ def compare(runs: Iterable[Run], pack: str = PACK) -> list[Comparison]:
         at = index.get((run.model, run.gpu, run.quantization, run.tp))
         if at is None:
             continue
-        steps = found.steps.take(np.array([at]))
-        ttft, tpot = closed_loop(steps, run.input_tokens, run.output_tokens, run.concurrency)
-        comparisons.append(Comparison(run, float(ttft[0]), float(tpot[0])))
+        steps, kv_tokens = found.steps.take(np.array([at])), found.deployments[at].memory().kv_tokens
+        comparisons.append(Comparison(run, *_latencies(steps, kv_tokens, run)))
     return comparisons
+
+
+def _latencies(steps: StepTimes, kv_tokens: float, run: Run) -> tuple[float, float]:
+    """Return mean TTFT and TPOT in seconds of a deployment whose KV cache holds `kv_tokens`.
+
+    Requests that the cache has no room for at full length wait for others to end: with N in flight and m running, each
+    of which takes E, one ends every E / m seconds and a request waits for (N - m) of them (Little's law).
+    """
+    running = min(run.concurrency, max(1, int(kv_tokens // (run.input_tokens + run.output_tokens))))
+    first, tpot = (float(time[0]) for time in closed_loop(steps, run.input_tokens, run.output_tokens, running))
+    took = first + (run.output_tokens - 1) * tpot
+    return first + (run.concurrency - running) * took / running, tpot
 
 
 def ratios(comparisons: Iterable[Comparison], metric: str) -> Floats:

@@ -28,7 +28,7 @@ class Correction:
     points
         Measurements that it rests on, besides the lessons.
     left_out : points
-        Predicted over measured of each point, by a calibration on the others.
+        Predicted over measured of each point, by a calibration on the others; empty where that was not asked for.
     """
 
     names: tuple[str, ...]
@@ -80,7 +80,7 @@ class Calibrated(Generic[RowT]):
         """Put the corrections of :meth:`to_data` on `prior`; raise :class:`InputError` for anything else."""
         if not isinstance(data, Mapping):
             raise InputError("calibration: expected a correction by metric")
-        return cls(prior, {str(metric): _correction(str(metric), entry) for metric, entry in data.items()})
+        return cls(prior, {str(metric): read_correction(str(metric), entry) for metric, entry in data.items()})
 
 
 def calibrate(
@@ -123,13 +123,16 @@ def calibrate(
     )
 
 
-def correction(parts: Parts, measured: Floats, lesson: Lesson | None = None) -> Correction:
-    """Correct one metric by `measured` (N,) seconds, nan where there is none."""
+def correction(parts: Parts, measured: Floats, lesson: Lesson | None = None, *, leave_out: bool = True) -> Correction:
+    """Correct one metric by `measured` (N,) seconds, nan where there is none.
+
+    Without `leave_out` no point is left out in turn: a fit instead of N + 1.
+    """
     lesson = lesson or Lesson.none(parts)
     known = np.flatnonzero(~np.isnan(measured))
     solve = _factor if len(known) < FEWEST else _coefficients
     left_out = []
-    for point in range(len(known)):
+    for point in range(len(known) if leave_out else 0):
         others = np.delete(known, point)
         coefficients, _ = solve(parts.take(others), measured[others], lesson)
         left_out.append(float(parts.seconds[known[point]] @ coefficients / measured[known[point]]))
@@ -177,7 +180,8 @@ def _seconds(metric: str, values: Sequence[float] | Floats | None, parts: Parts)
     return seconds
 
 
-def _correction(metric: str, entry: Any) -> Correction:
+def read_correction(metric: str, entry: Any) -> Correction:
+    """Read what :func:`dataclasses.asdict` made of a correction; raise :class:`InputError` for anything else."""
     try:
         made = Correction(
             tuple(map(str, entry["names"])),
@@ -189,7 +193,10 @@ def _correction(metric: str, entry: Any) -> Correction:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"calibration: {metric} is not a correction: {error!r}") from None
     numbers = np.array([*made.coefficients, *made.deviation, *made.left_out])
-    if not len(made.names) == len(made.coefficients) == len(made.deviation) or len(made.left_out) != made.points:
+    if not len(made.names) == len(made.coefficients) == len(made.deviation) or len(made.left_out) not in (
+        0,
+        made.points,
+    ):
         raise InputError(
             f"calibration: {metric} needs a coefficient and a deviation for each name, an error each point"
         )

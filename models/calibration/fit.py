@@ -7,7 +7,7 @@ import numpy as np
 from qplan.core.errors import InputError
 from qplan.models.steptimes import Floats
 
-_FREEDOM = 4.0  # degrees of freedom of the noise: one wild run of ten does not turn the fit
+FREEDOM = 4.0  # degrees of freedom of the noise: one wild run of ten does not turn the fit
 _ROUNDS = 20
 _CLOSE = 1e-4
 _TINY = 1e-9
@@ -63,6 +63,6 @@ def _weights(predicted: Floats, measured: Floats, noise: float) -> Floats:
     residual = np.log(predicted / measured)
     over = predicted / measured - 1
     slope = np.divide(residual, over, out=np.ones_like(over), where=np.abs(over) > _TINY)
-    student = (_FREEDOM + 1) / (_FREEDOM + (residual / noise) ** 2)
+    student = (FREEDOM + 1) / (FREEDOM + (residual / noise) ** 2)
     weights: Floats = np.sqrt(student * slope / (predicted * measured)) / noise
     return weights

@@ -47,7 +47,8 @@ def observed(table: pa.Table, where: str) -> tuple[Observed[ClosedLoad], Observe
     InputError
         A model, GPU or quantization is unknown to the catalogue, or a row lacks its lengths.
     """
-    runs = [row for row in table.to_pylist() if row["phase"] == "serving" and row["status"] == "ok"]
+    serving = np.array([phase == "serving" for phase in table["phase"].to_pylist()], dtype=bool)
+    runs = [row for row in table.filter(serving).to_pylist() if row["status"] == "ok"]
     closed = [row for row in runs if row["concurrency"] is not None]
     opened = [row for row in runs if row["concurrency"] is None and row["offered_qps"] is not None]
     return (

@@ -96,6 +96,10 @@ class ClosedLoopPrior:
         """Whether there are step times of `deployment`."""
         return _key(deployment) in self._index
 
+    def index_of(self, deployment: Deployment) -> int:
+        """Return the place of `deployment` in the profile; raise :class:`InputError` where it has none."""
+        return _locate(deployment, self._index)
+
     def __call__(self, rows: Sequence[ClosedLoad]) -> Mapping[str, Parts]:
         """Return the parts of ``ttft`` and ``tpot``.
 

@@ -1,4 +1,6 @@
-"""``python -m qplan.models.calibration.teach``: the shipped lessons, from public closed-loop runs.
+"""``python -m qplan.models.calibration.teach``: the shipped lessons, and what calibrations by them leave.
+
+Both come from public closed-loop runs.
 
 The runs are those that :mod:`qplan.models.validation` reads. One family is one GPU, model, quantization, engine and
 tensor parallelism; the sample tells engine versions apart only in part.
@@ -20,7 +22,9 @@ from qplan.core.gpu import Gpu
 from qplan.core.model import Model
 from qplan.core.quantization import Quantization
 from qplan.models.calibration.curve import Family
+from qplan.models.calibration.doubt import Doubt, errors_left
 from qplan.models.calibration.lessons import SHIPPED, Lessons, learn, to_data
+from qplan.models.calibration.loops import LoopsPrior
 from qplan.models.calibration.priors import ClosedLoad, ClosedLoopPrior
 from qplan.models.profiled import COLUMNS, profiled
 from qplan.models.validation import MODELS, PACK, PACKAGE, Run, fetch, read_runs
@@ -55,6 +59,13 @@ def teach(known: Iterable[Family[ClosedLoad]], prior: ClosedLoopPrior) -> Lesson
     }
 
 
+def others_lessons(known: Iterable[Family[ClosedLoad]], prior: ClosedLoopPrior) -> dict[str, Lessons]:
+    """Return by system what all families of other systems teach."""
+    known = list(known)
+    systems = sorted({family.system for family in known})
+    return {system: teach([one for one in known if one.system != system], prior) for system in systems}
+
+
 def _family(system: str, name: str, runs: list[Run]) -> Family[ClosedLoad]:
     rows = tuple(ClosedLoad(_deployment(run), run.input_tokens, run.output_tokens, run.concurrency) for run in runs)
     measured = {"ttft": np.array([run.ttft_s for run in runs]), "tpot": np.array([run.tpot_s for run in runs])}
@@ -75,11 +86,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     prior = composed_prior()
     runs = read_runs(options.rows.read_text(encoding="utf-8") if options.rows else fetch())
+    known = families(runs, prior)
     document = {
         "prior": f"closed loops on the step times of {PACK}",
         "source": f"coefficients fitted to the runs of {PACKAGE} (Apache-2.0), silicon_sample.csv",
         "made_by": "python -m qplan.models.calibration.teach --write",
-        "lessons": to_data(teach(families(runs, prior), prior)),
+        "lessons": to_data(teach(known, prior)),
+        "doubt": Doubt.of(errors_left(LoopsPrior(prior.profiled), known, others_lessons(known, prior))).to_data(),
     }
     text = json.dumps(document, indent=2) + "\n"
     sys.stdout.write(text)

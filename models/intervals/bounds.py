@@ -67,7 +67,7 @@ class Bounds:
         bounded = bool(np.isfinite(self.upper[row]))
         said = ["a configuration in the data" if self.known[row] else "a configuration never measured: from others"]
         if not bounded:
-            said.append("too few held-out cases for an interval")
+            said.append("no interval: too few cases were held out, or none so far from the data")
         elif self.beyond[row]:
             said.append("farther from the data than cases whose error is known: the interval is a guess")
         return Prediction(

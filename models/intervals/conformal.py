@@ -3,7 +3,8 @@
 A *configuration* is a group of rows: a deployment under a workload, measured at several loads. *A new load inside a
 known configuration* and *a configuration never seen* have errors that differ by factors, so each question is calibrated
 on errors made when answering just that: from a model that had not seen the load, and from one that had not seen the
-configuration. Which one a query asks is read off its configuration.
+configuration. Which one a query asks is read off its codes. A configuration can be new in several ways, as a workload
+on a known deployment, or with a model that nobody measured: each can be a question of its own (`levels`).
 
 Errors are log ratios of truth to prediction, divided by the size that is expected from how far the query lies from the
 data (:mod:`qplan.models.intervals.difficulty`) and, inside a known configuration, from how noisy its other rows are and
@@ -17,7 +18,7 @@ one, of 1 - 2 alpha, and would answer from, and save, every fold's model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +30,9 @@ from qplan.models.intervals.difficulty import Axes, inside, outside
 from qplan.models.intervals.scores import Calibration, noise
 from qplan.models.load.contract import codes
 from qplan.models.steptimes import Bools, Floats, Ints
+
+_WIDEST = float(np.log(1000.0))  # a wider interval, to either side, says nothing: there is none
+_ALIKE = 0.05  # standard deviations of a column that two repeats may be apart
 
 
 class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
@@ -47,6 +51,9 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  
         How many parts the rows of a configuration, and the configurations, are dealt into for out-of-fold errors.
     seed
         Of the dealing.
+    levels
+        Which of `groups`, coarse to fine, the last among them, are held out whole for errors of what is new at that
+        level; ``None``: the configuration alone, whatever else is new with it.
 
     Attributes
     ----------
@@ -54,18 +61,28 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  
         Codes of the configurations seen.
     known_, unseen_
         The fitted regressors.
-    known_calibration_, unseen_calibration_
-        Their out-of-fold errors; ``None`` where the data hold no two rows (or configurations) to tell them from.
+    known_calibration_
+        Out-of-fold errors inside configurations; ``None`` where no configuration has two rows to tell them from.
+    unseen_calibrations_
+        Those of new groups, one for each level; ``None`` where there are no two groups to tell them from.
     """
 
     def __init__(
-        self, estimator: Any, unseen: Any = None, *, groups: tuple[int, ...] = (1,), folds: int = 10, seed: int = 0
+        self,
+        estimator: Any,
+        unseen: Any = None,
+        *,
+        groups: tuple[int, ...] = (1,),
+        folds: int = 10,
+        seed: int = 0,
+        levels: tuple[int, ...] | None = None,
     ) -> None:
         self.estimator = estimator
         self.unseen = unseen
         self.groups = groups
         self.folds = folds
         self.seed = seed
+        self.levels = levels
 
     def fit(self, X: Floats, y: Floats) -> Self:
         """Fit both regressors to rows X (N, F) and targets y (N,), and calibrate both on rows held out of them.
@@ -86,8 +103,9 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  
         self.axes_ = Axes.of(self._features(X))
         self.near_, self.own_ = self.axes_.scaled(self._features(X)), own
         rng = np.random.default_rng(self.seed)
-        self._calibrate_known(X, y, own, _deal_rows(own, self.folds, rng))
-        self._calibrate_unseen(X, y, own, _deal_groups(own, self.folds, rng))
+        self._calibrate_known(X, y, own, _deal_points(own, self.near_, self.folds, rng))
+        self.seen_ = [np.unique(X[:, level]) for level in self._levels()]
+        self.unseen_calibrations_ = [self._calibrate_unseen(X, y, own, level, rng) for level in self._levels()]
         return self
 
     def predict(self, X: Floats) -> Floats:
@@ -103,13 +121,23 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  
         InputError
             The coverage is no share.
         """
+        return self.bounds_at(X, (coverage,))[0]
+
+    def bounds_at(self, X: Floats, coverages: Sequence[float]) -> list[Bounds]:
+        """Return :meth:`bounds` at several coverages, the predictions made once."""
         X = np.asarray(X, dtype=float)
         place = self._place(X)
-        value, reach, beyond = self._value(X, place >= 0), np.full(len(X), np.inf), np.full(len(X), True)
-        for calibration, asked, difficulty in self._questions(X, place, coverage):
-            reach[asked] = calibration.both_sides(difficulty, coverage)
-            beyond[asked] = calibration.beyond(difficulty)
-        return Bounds(value, value * np.exp(-reach), value * np.exp(reach), place >= 0, beyond, coverage)
+        value, beyond = self._value(X, place >= 0), np.full(len(X), True)
+        reach = np.full((len(coverages), len(X)), np.inf)
+        for calibration, asked, difficulty, guess in self._questions(X, place):
+            for n, coverage in enumerate(coverages):
+                found = calibration.both_sides(difficulty, _share(coverage))
+                reach[n, asked] = np.where(found > _WIDEST, np.inf, found)
+            beyond[asked] = calibration.beyond(difficulty) | guess
+        return [
+            Bounds(value, value * np.exp(-one), value * np.exp(one), place >= 0, beyond, coverage)
+            for one, coverage in zip(reach, coverages, strict=True)
+        ]
 
     def upper_bound(self, X: Floats, coverage: float = 0.9) -> Floats:
         """Return what a share `coverage` of the truths stays below, (N,): the side that an SLO asks for.
@@ -122,8 +150,8 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  
         X = np.asarray(X, dtype=float)
         place = self._place(X)
         value, reach = self._value(X, place >= 0), np.full(len(X), np.inf)
-        for calibration, asked, difficulty in self._questions(X, place, coverage):
-            reach[asked] = calibration.above(difficulty, coverage)
+        for calibration, asked, difficulty, _ in self._questions(X, place):
+            reach[asked] = calibration.above(difficulty, _share(coverage))
         bound: Floats = value * np.exp(reach)
         return bound
 
@@ -134,17 +162,28 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  
                 value[asked] = regressor.predict(X[asked])
         return value
 
-    def _questions(self, X: Floats, place: Ints, coverage: float) -> Iterator[tuple[Calibration, Bools, Floats]]:
-        """Give each question's calibration, the queries (N,) that ask it, and their difficulty (M, D)."""
-        if not 0 < coverage < 1:
-            raise InputError(f"coverage {coverage:g}; expected a share between 0 and 1, as 0.9")
+    def _questions(self, X: Floats, place: Ints) -> Iterator[tuple[Calibration, Bools, Floats, bool]]:
+        """Give each question's calibration, the queries (N,) that ask it, their difficulty (M, D), and if it guesses.
+
+        It does where what is new was never held out: the errors are then those of what is new at a finer level.
+        """
         Z, known = self.axes_.scaled(self._features(X)), place >= 0
         if self.known_calibration_ is not None and known.any():
             far = inside(self.near_, self.own_, Z[known], place[known])
             difficulty = np.column_stack([far, self.noise_[place[known]], _doubt(self.known_, X[known])])
-            yield self.known_calibration_, known, difficulty
-        if self.unseen_calibration_ is not None and not known.all():
-            yield self.unseen_calibration_, ~known, outside(self.near_, Z[~known])
+            yield self.known_calibration_, known, difficulty, False
+        left = ~known
+        for n, (level, seen) in enumerate(zip(self._levels(), self.seen_, strict=True)):
+            asked = left if level == self.groups[-1] else left & (codes(X[:, level], seen) < 0)
+            left = left & ~asked
+            calibration = next((one for one in self.unseen_calibrations_[n:] if one is not None), None)
+            if asked.any() and calibration is not None:
+                guess = self.unseen_calibrations_[n] is None
+                yield calibration, asked, outside(self.near_, Z[asked]), guess
+
+    def _levels(self) -> tuple[int, ...]:
+        """Return the columns whose groups are held out whole, coarse to fine."""
+        return (self.groups[-1],) if self.levels is None else self.levels
 
     def _features(self, X: Floats) -> Floats:
         """Return the columns that are quantities."""
@@ -172,14 +211,17 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  
         difficulty = np.column_stack([far[rows], others, doubt[rows]])
         self.known_calibration_ = Calibration.of(errors[rows], difficulty, folds[rows], None)
 
-    def _calibrate_unseen(self, X: Floats, y: Floats, own: Ints, folds: Ints) -> None:
-        self.unseen_calibration_ = None
+    def _calibrate_unseen(
+        self, X: Floats, y: Floats, own: Ints, level: int, rng: np.random.Generator
+    ) -> Calibration | None:
+        members = np.unique(X[:, level], return_inverse=True)[1]
+        folds = _deal_groups(members, self.folds, rng)
         if len(np.unique(folds)) < 2:
-            return
+            return None
         estimator = self.estimator if self.unseen is None else self.unseen
         # The regressor's own doubt about a new configuration says nothing that the distance has not said.
         errors, far, _ = self._held_out(X, y, own, folds, estimator)
-        self.unseen_calibration_ = Calibration.of(errors, far, folds, own)
+        return Calibration.of(errors, far, folds, members)
 
     def _held_out(self, X: Floats, y: Floats, own: Ints, folds: Ints, estimator: Any) -> tuple[Floats, Floats, Floats]:
         """Return log errors (N,), distances (N, 2) and the regressor's own doubt (N, 0 or 1), all out of fold."""
@@ -196,6 +238,12 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  
             far[held] = inside(near, own[kept], asked, own[held]) if known else outside(near, asked)
             doubt[held] = _doubt(regressor, X[held])
         return errors, far, doubt
+
+
+def _share(coverage: float) -> float:
+    if not 0 < coverage < 1:
+        raise InputError(f"coverage {coverage:g}; expected a share between 0 and 1, as 0.9")
+    return coverage
 
 
 def _log_ratio(truth: Floats, predicted: Floats) -> Floats:
@@ -221,13 +269,22 @@ def _check_targets(X: Floats, y: Floats) -> None:
         raise InputError(f"y is {y[wrong[0]]:g} in row {wrong[0]}; expected a positive number")
 
 
-def _deal_rows(own: Ints, folds: int, rng: np.random.Generator) -> Ints:
-    """Deal the rows of each group over the folds; -1 for the only row of a group, which nothing would be left of."""
+def _deal_points(own: Ints, Z: Floats, folds: int, rng: np.random.Generator) -> Ints:
+    """Deal the points of each group over the folds; -1 for the only point of a group, which nothing would be left of.
+
+    Scaled rows `Z`, (N, F), that are alike are repeats of one point. They stay together, since a repeat says what
+    nobody knows of a new point.
+    """
     dealt = np.full(len(own), -1)
+    alike = (Z / _ALIKE).round()
     for group in range(own.max() + 1):
         rows = np.flatnonzero(own == group)
-        if len(rows) > 1:
-            dealt[rng.permutation(rows)] = (rng.integers(folds) + np.arange(len(rows))) % folds
+        point = np.unique(alike[rows], axis=0, return_inverse=True)[1].ravel()
+        points = int(point.max()) + 1
+        if points > 1:
+            fold = np.empty(points, dtype=np.intp)
+            fold[rng.permutation(points)] = (rng.integers(folds) + np.arange(points)) % folds
+            dealt[rows] = fold[point]
     return dealt
 
 

@@ -17,10 +17,10 @@ An implementation must pass :class:`qplan.models.load.conformance.LoadSurrogateC
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from qplan.core.errors import InputError
@@ -102,6 +102,13 @@ class LoadSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         curves = [self._bounded_curves(X[part]) for part in np.array_split(first, -(-len(first) // CHUNK) or 1)]
         result: Floats = np.exp(read(self.log_loads_, np.concatenate(curves), np.ravel(row), np.log(X[:, self.load])))
         return result
+
+    def tuned(self, X: Floats, y: Floats) -> Self:  # noqa: ARG002  # there is nothing to learn here
+        """Return one like this, not fitted, that has learned from rows X, y what changes little from row to row.
+
+        It is for the many fits that show what leaving rows out costs.
+        """
+        return cast("Self", clone(self))
 
     def _fit(self, X: Floats, z: Floats) -> None:
         """Fit to rows X (N, F) and z = ln(y) (N,)."""

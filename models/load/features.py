@@ -23,7 +23,7 @@ from qplan.core.model import Model
 from qplan.core.quantization import Quantization
 from qplan.models.load.monotone import AMORTISED, RISING, SATURATING
 from qplan.models.steps.roofline import terms
-from qplan.models.steptimes import Bools, Floats
+from qplan.models.steptimes import Bools, Floats, Ints
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,6 +50,8 @@ COLUMNS = (
 )
 LOAD = COLUMNS.index("load")
 GROUPS = (0, 1, 2)
+CONFIGURATION = GROUPS[-1]
+LENGTHS = (COLUMNS.index("ln_input_tokens"), COLUMNS.index("ln_output_tokens"))
 
 _MODEL = ("model",)
 _DEPLOYMENT = ("model", "quantization", "gpu", "tp", "engine", "engine_version", "settings")
@@ -186,7 +188,7 @@ def metrics() -> list[str]:
     return [*_LATENCIES, *_ELASTICITY]
 
 
-def load_rows(table: pa.Table, metric: str, axis: str | None = None) -> LoadRows:
+def load_rows(table: pa.Table, metric: str, axis: str | None = None, encoder: LoadEncoder | None = None) -> LoadRows:
     """Take the serving rows of a table of observations that have `metric` and a load.
 
     Parameters
@@ -197,6 +199,8 @@ def load_rows(table: pa.Table, metric: str, axis: str | None = None) -> LoadRows
         A latency column of the schema, or one of :func:`metrics`.
     axis
         The column that holds the load; ``None`` takes the one that most rows have.
+    encoder
+        Encodes the rows, over its own axis; ``None`` makes one of them.
 
     Raises
     ------
@@ -208,20 +212,37 @@ def load_rows(table: pa.Table, metric: str, axis: str | None = None) -> LoadRows
         raise InputError(
             f"no metric '{metric}' over load; known are {', '.join(metrics())}{nearest(metric, metrics())}"
         )
+    y = _metric(table, metric)
+    axis, kept = _served(table, axis if encoder is None else encoder.axis, np.isfinite(y) & (y > 0))
+    if not len(kept):
+        raise InputError(f"no serving row has {metric}, {axis}, input_tokens and output_tokens; nothing to fit")
+    rows = _rows(table, kept)
+    encoder = LoadEncoder.of(rows, axis) if encoder is None else encoder
+    return LoadRows(encoder.encode(rows), y[kept], kept.astype(float), elasticity, encoder)
+
+
+def served_rows(table: pa.Table) -> tuple[str, list[dict[str, Any]]]:
+    """Return the load axis that most serving rows have, and those rows, whichever metrics they hold; maybe none."""
+    axis, kept = _served(table, None, np.ones(table.num_rows, dtype=bool))
+    return axis, _rows(table, kept)
+
+
+def _served(table: pa.Table, axis: str | None, among: Bools) -> tuple[str, Ints]:
+    """Return the load axis, and the positions of serving rows that went well, with a load and lengths."""
     if axis is not None and axis not in LOADS:
         raise InputError(f"no load '{axis}'; expected one of {', '.join(LOADS)}{nearest(axis, LOADS)}")
-    served = _mask(table, "phase", "serving") & _mask(table, "status", "ok")
-    y = _metric(table, metric)
-    served &= np.isfinite(y) & (y > 0)
+    served = _mask(table, "phase", "serving") & _mask(table, "status", "ok") & among
     loads = {name: _numbers(table, name) for name in ([axis] if axis else LOADS)}
     axis = max(loads, key=lambda name: int((served & (loads[name] > 0)).sum()))
     lengths = (_numbers(table, "input_tokens") > 0) & (_numbers(table, "output_tokens") > 0)
-    kept = np.flatnonzero(served & (loads[axis] > 0) & lengths)
-    if not len(kept):
-        raise InputError(f"no serving row has {metric}, {axis}, input_tokens and output_tokens; nothing to fit")
-    rows = table.select([name for name in _NEEDED if name in table.column_names]).take(kept).to_pylist()
-    encoder = LoadEncoder.of(rows, axis)
-    return LoadRows(encoder.encode(rows), y[kept], kept.astype(float), elasticity, encoder)
+    return axis, np.flatnonzero(served & (loads[axis] > 0) & lengths)
+
+
+def _rows(table: pa.Table, kept: Ints) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (
+        table.select([name for name in _NEEDED if name in table.column_names]).take(kept).to_pylist()
+    )
+    return rows
 
 
 def _metric(table: pa.Table, metric: str) -> Floats:
@@ -248,6 +269,11 @@ def _mask(table: pa.Table, name: str, value: str) -> Bools:
 
 def _key(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in columns)
+
+
+def configuration_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the key of an observation's configuration, as :class:`LoadEncoder` has it."""
+    return _key(row, _CONFIGURATION)
 
 
 def _version(text: str) -> tuple[tuple[int, str], ...]:

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from qplan.core.errors import InputError
@@ -33,6 +35,7 @@ LEARNING_ROWS = 600  # rows that variances and lengths are learned from
 PRIOR_SD = 1.0  # of the logarithms of variances' roots and lengths around where they start
 SLOPE_SD, LEVEL_SD = 2.0, 5.0  # of the plane's slopes in standardised features, and of its level
 START_NOISE = 0.02
+SAME = 1e-9  # a standard deviation of rounding alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,9 @@ class PooledProcess(LoadSurrogate):
         As in :class:`~qplan.models.load.contract.LoadSurrogate`.
     parameters
         Variances and lengths of an earlier fit, ``parameters_``, to use as they are; ``None`` learns them.
+    columns
+        Physical features of that fit, ``features_``, which may not all vary in the rows to come; ``None``: those that
+        do.
 
     Attributes
     ----------
@@ -79,9 +85,16 @@ class PooledProcess(LoadSurrogate):
         groups: tuple[int, ...] = (1,),
         elasticity: tuple[float, float] = RISING,
         parameters: Floats | None = None,
+        columns: Ints | None = None,
     ) -> None:
         super().__init__(load, groups, elasticity)
         self.parameters = parameters
+        self.columns = columns
+
+    def tuned(self, X: Floats, y: Floats) -> Self:
+        """Return a process, not fitted, with the variances and lengths of one that is fitted to X, y."""
+        learned = clone(self).fit(X, y)
+        return type(self)(self.load, self.groups, self.elasticity, learned.parameters_, learned.features_)
 
     def predict_std(self, X: Floats) -> Floats:
         """Return the standard deviation of ln(y), (N,), of a single run at rows X (N, F)."""
@@ -95,8 +108,11 @@ class PooledProcess(LoadSurrogate):
             raise InputError(
                 f"a Gaussian process of {len(z)} rows; it takes up to {MAX_ROWS}: use monotone-boosting for more"
             )
+        if self.columns is not None:
+            self.features_ = np.asarray(self.columns, dtype=np.intp)
         features = X[:, self.features_]
         self.centre_, self.scale_ = features.mean(axis=0), features.std(axis=0)
+        self.scale_[self.scale_ < SAME] = 1.0
         self.log_load_centre_ = float(np.log(X[:, self.load]).mean())
         self.mean_ = float(z.mean())
         inputs, groups = self._inputs(X)

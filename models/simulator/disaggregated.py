@@ -9,19 +9,21 @@ preempted sequence is prefilled again where it decodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qplan.core.errors import InputError
+from qplan.models.simulator.dispatch import Dispatch
 from qplan.models.simulator.replica import Replica
-from qplan.models.simulator.simulation import Dispatch, FleetUse, Simulation
+from qplan.models.simulator.simulation import FleetUse, Simulation
 from qplan.models.simulator.state import COMPLETION, Records
 from qplan.models.simulator.traffic import Traffic
 
 _FLIGHT = np.dtype(
     [
         ("row", np.int64),  # in the trace
+        ("bucket", np.int64),
         ("place", np.int64),  # among the requests that the pool it is in was given
         ("arrival_s", np.float64),
         ("ttft_s", np.float64),
@@ -86,11 +88,11 @@ class Disaggregated:
             return np.zeros(0, COMPLETION)
         coming = np.zeros(len(traffic), _FLIGHT)
         coming["row"] = coming["place"] = self._offered + np.arange(len(traffic))
-        coming["arrival_s"] = traffic.arrivals_s
+        coming["arrival_s"], coming["bucket"] = traffic.arrivals_s, traffic.buckets
         coming["input_tokens"], coming["output_tokens"] = traffic.input_tokens, traffic.output_tokens
         self._offered += len(traffic)
         self._prefilling = np.concatenate([self._prefilling, coming])
-        first_only = Traffic(traffic.arrivals_s, traffic.input_tokens, np.ones(len(traffic), np.int64))
+        first_only = replace(traffic, output_tokens=np.ones(len(traffic), np.int64))
         done = self._prefilled(self._prefill.offer(first_only))
         # What is still being prefilled ends later than the last arrival, and is ready later still.
         return np.concatenate([done, self._decoded(self._decode.offer(self._ready(float(traffic.arrivals_s[-1]))))])
@@ -127,7 +129,7 @@ class Disaggregated:
         ready["place"] = self._sent + np.arange(count)
         self._sent += count
         self._decoding = np.concatenate([self._decoding, ready])
-        return Traffic(ready["ready_s"], ready["input_tokens"], ready["output_tokens"])
+        return Traffic(ready["ready_s"], ready["input_tokens"], ready["output_tokens"], ready["bucket"])
 
     def _decoded(self, done: Records) -> Records:
         """Tell what is decoded in terms of the whole way."""

@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from qplan.core.deployment import Deployment
-from qplan.core.errors import InputError, nearest
+from qplan.core.errors import InputError, StoreError, nearest
 from qplan.core.gpu import Gpu
 from qplan.core.model import Model
 from qplan.core.plan import Plan
 from qplan.core.quantization import Quantization
 from qplan.models.power.watts import power_grid
-from qplan.models.profiled import COLUMNS, Profiled, profiled
 from qplan.models.simulator.disaggregated import Disaggregated, Transfer
-from qplan.models.simulator.grids import grid_of
+from qplan.models.simulator.dispatch import Dispatch
 from qplan.models.simulator.replica import Batching, Replica, default_batching
-from qplan.models.simulator.simulation import Dispatch, Runner, Simulation
+from qplan.models.simulator.simulation import Runner, Simulation
+from qplan.models.simulator.sources import Source, Times
 
 SCHEMA_VERSION = 1
 ROLES = ("both", "prefill", "decode")
@@ -89,6 +89,8 @@ class Fleet:
         Replicas that only prefill, and hand over to `replicas`; empty in a fleet that does not keep the two apart.
     provenance
         What the iteration times of each deployment stand on.
+    warnings
+        Which of them are of deployments that were not profiled.
     power_note
         Why watts are unknown; empty where they are not.
     """
@@ -97,6 +99,7 @@ class Fleet:
     prefill: tuple[Replica, ...]
     transfer: Transfer | None
     provenance: tuple[str, ...]
+    warnings: tuple[str, ...]
     power_note: str
 
     def runner(self, dispatch: Dispatch, seed: int) -> Runner:
@@ -125,80 +128,72 @@ def read_fleet(path: Path, where: str = "--fleet") -> FleetFile:
     return _plan(data, f"{where}: {path}") if "objective_name" in data else _fleet(data, f"{where}: {path}")
 
 
-def make_fleet(file: FleetFile, profiles: str, *, chunked_prefill: bool | None = None) -> Fleet:
-    """Find the iteration times of a fleet's deployments in a pack.
+def make_fleet(
+    file: FleetFile, profiles: str, fitted: Path | None = None, *, chunked_prefill: bool | None = None
+) -> Fleet:
+    """Find the iteration times of a fleet's deployments; :class:`qplan.models.simulator.sources.Source` says where.
 
     Parameters
     ----------
     file
         The fleet.
     profiles
-        Name or path of a pack with step times.
+        Pack, store or file of `qplan fit` with step times, or with loads of an engine on a CPU.
+    fitted
+        File of `qplan fit` that answers for what `profiles` lack.
     chunked_prefill
         For all replicas whose group does not say it.
 
     Raises
     ------
     InputError
-        The pack has no step times of a deployment, or one does not fit its GPUs.
+        Nothing tells the times of a deployment, or it does not fit its GPUs; the pack or file cannot be read.
     """
-    from qplan.profiles.packs import read_pack
-
-    models = sorted({group.deployment.model.name for group in file.groups})
-    found = profiled(read_pack(profiles, models=models, columns=COLUMNS).table, profiles)
+    source = Source(profiles, tuple(sorted({group.deployment.model.name for group in file.groups})), fitted)
     made: dict[str, list[Replica]] = {role: [] for role in ROLES}
-    provenance, notes = [], []
+    provenance, warnings, notes = [], [], []
     for group in file.groups:
-        index = _find(group, () if found is None else found.deployments, profiles)
-        assert found is not None  # else none was found
-        replica, note = _replica(group, found, index, chunked_prefill)
+        try:
+            times = source.times_of(group.deployment, group.batching.get("max_sequences"))
+            replica, note = _replica(group, times, chunked_prefill)
+        except (InputError, StoreError) as error:
+            raise InputError(f"{group.where}: {error}") from None
         made[group.role] += [replica] * group.count
-        provenance.append(f"{replica.name}: {found.provenance[index]}")
+        provenance.append(f"{replica.name}: {times.provenance}")
+        warnings.append(times.warning)
         notes.append(note)
     prefill, decode = tuple(made["prefill"]), tuple(made["decode"])
-    note = "; ".join(dict.fromkeys(filter(None, notes)))
-    return Fleet(tuple(made["both"]) or decode, prefill, file.transfer, tuple(dict.fromkeys(provenance)), note)
+    return Fleet(
+        tuple(made["both"]) or decode,
+        prefill,
+        file.transfer,
+        tuple(dict.fromkeys(provenance)),
+        tuple(dict.fromkeys(filter(None, warnings))),
+        "; ".join(dict.fromkeys(filter(None, notes))),
+    )
 
 
-def _replica(group: Group, found: Profiled, index: int, chunked_prefill: bool | None) -> tuple[Replica, str]:
+def _replica(group: Group, times: Times, chunked_prefill: bool | None) -> tuple[Replica, str]:
     """Return a replica of a group, and why its watts are unknown."""
-    deployment, times = found.deployments[index], grid_of(found.steps, index)
     said = dict(group.batching)
     if chunked_prefill is not None:
         said.setdefault("chunked_prefill", chunked_prefill)
+    batching: Batching = replace(default_batching(times.grid), **said)
+    power_w, idle_w, note = None, None, ""
     try:
-        batching: Batching = replace(default_batching(times), **said)
-        power_w, idle_w, note = None, None, ""
-        try:
-            power_w, idle_w = power_grid(deployment, times)
-        except InputError as error:
-            note = str(error)
-        replica = Replica.of(
-            deployment,
-            times,
-            batching,
-            kv_tokens=group.kv_tokens,
-            weight=group.weight,
-            power_w=power_w,
-            idle_w=idle_w,
-        )
+        power_w, idle_w = power_grid(times.deployment, times.grid)
     except InputError as error:
-        raise InputError(f"{group.where}: {error}") from None
-    return replica, note
-
-
-def _find(group: Group, known: Sequence[Deployment], profiles: str) -> int:
-    wanted = group.deployment
-    for n, one in enumerate(known):
-        same = (one.model.name, str(one.quantization), one.gpu.name, one.tp)
-        if same != (wanted.model.name, str(wanted.quantization), wanted.gpu.name, wanted.tp):
-            continue
-        if wanted.engine in ("", one.engine) and wanted.engine_version in ("", one.engine_version):
-            return n
-    engine = f" under {wanted.engine} {wanted.engine_version}".rstrip() if wanted.engine else ""
-    raise InputError(
-        f"{group.where}: pack '{profiles}' has no step times of {wanted}{engine}{nearest(str(wanted), map(str, known))}"
+        note = str(error)
+    replica = Replica.of(
+        times.deployment,
+        times.grid,
+        batching,
+        kv_tokens=group.kv_tokens,
+        weight=group.weight,
+        power_w=power_w,
+        idle_w=idle_w,
     )
+    return replica, note
 
 
 def _fleet(data: Mapping[str, Any], where: str) -> FleetFile:

@@ -32,7 +32,8 @@ def grid_of(steps: StepTimes, index: int) -> IterationGrid:
     time = np.zeros((len(tokens) + 1, len(batches) + 1, len(contexts)))
     time[0, 1:] = decode
     time[1:, 0] = prefill[:, None]
-    time[1:, 1:] = decode + np.maximum(prefill - decode[0, 0], 0.0)[:, None, None]
+    # What is taken off and added again may come back a digit short of the prefill alone.
+    time[1:, 1:] = np.maximum(decode + np.maximum(prefill - decode[0, 0], 0.0)[:, None, None], prefill[:, None, None])
     return IterationGrid(np.concatenate([[0.0], tokens]), np.concatenate([[0.0], batches]), contexts, time)
 
 

@@ -27,7 +27,7 @@ from qplan.models.steptimes import Floats, Ints
 _Compiled = TypeVar("_Compiled", bound=Callable[..., Any])
 
 NONE = -1
-ROUND_ROBIN, LEAST_OUTSTANDING, RANDOM = 0, 1, 2
+ROUND_ROBIN, LEAST_OUTSTANDING, RANDOM, SPLIT, SCORED = range(5)
 _MANY = 2**62
 
 
@@ -82,12 +82,15 @@ def _compiled(function: _Compiled) -> _Compiled:
 @numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def serve(
     state: State,
+    windows_s: Floats,
     arrivals_s: Floats,
     input_tokens: Ints,
     output_tokens: Ints,
+    buckets: Ints,
     draws: Floats,
     first_row: int,
     policy: int,
+    table: Floats,
     prefilled: bool,
     until_s: float,
 ) -> None:
@@ -97,86 +100,155 @@ def serve(
 
     Parameters
     ----------
-    arrivals_s, input_tokens, output_tokens : (N,)
+    windows_s : (R, W + 1, 2)
+        When each replica is up, from and to; infinite in places that are not used, of which there is always one.
+    arrivals_s, input_tokens, output_tokens, buckets : (N,)
         Requests in order of arrival.
     draws : (N,)
-        Uniform in [0, 1); read under the policy `RANDOM` only.
+        Uniform in [0, 1); read under the policies `RANDOM` and `SPLIT` only.
     first_row
         Row of the first request in the whole trace.
+    table : (B, G, F)
+        Weights (F = 1) or scores of a bucket on a group of replicas; read under `SPLIT` and `SCORED` only.
     prefilled
         Whether the KV cache of the prompts comes with them, and the first token has been generated elsewhere.
     """
+    sees_load = policy in (LEAST_OUTSTANDING, SCORED)
     count = len(arrivals_s)
     for n in range(count + 1):
         now_s = arrivals_s[n] if n < count else until_s
         chosen = NONE
-        if n < count and policy != LEAST_OUTSTANDING:
-            chosen = _in_turn(state) if policy == ROUND_ROBIN else _at_random(state, draws[n])
+        if n < count and not sees_load:
+            if policy == ROUND_ROBIN:
+                chosen = _in_turn(state, windows_s, now_s)
+            else:
+                chosen = _at_random(state, windows_s, now_s, table, buckets[n], policy == SPLIT, draws[n])
         for r in range(len(state.replicas)):
-            if r == chosen or chosen == NONE:
+            if r == chosen or n == count or sees_load:
                 _advance(state, r, now_s)
         if n < count:
+            if sees_load:
+                chosen = _least(state, windows_s, now_s, table, buckets[n], policy == SCORED)
+            row, prompt, output = first_row + n, input_tokens[n], output_tokens[n]
             if chosen == NONE:
-                chosen = _least_outstanding(state, now_s)
-            _enqueue(state, chosen, first_row + n, now_s, input_tokens[n], output_tokens[n], prefilled)
+                _refuse(state, NONE, row, buckets[n], now_s)
+            else:
+                _enqueue(state, windows_s, chosen, row, buckets[n], now_s, prompt, output, prefilled)
 
 
 @_compiled
-def _in_turn(state: State) -> int:
+def _up(state: State, windows_s: Floats, r: int, now_s: float) -> bool:
+    """Say whether a replica takes requests; `now_s` never falls."""
+    replica = state.replicas[r]
+    while now_s >= replica.down_s:
+        replica.window += 1
+        replica.up_s, replica.down_s = windows_s[r, replica.window, 0], windows_s[r, replica.window, 1]
+        replica.excused = np.nan
+    up: bool = now_s >= replica.up_s
+    return up
+
+
+@_compiled
+def _turn(state: State, r: int, now_s: float) -> float:
+    """Return how many requests by its weight a replica that is up has had with the next one."""
+    replica = state.replicas[r]
+    if np.isnan(replica.excused):  # it came up: level with the one whose turn it is
+        least = np.inf
+        for other in range(len(state.replicas)):
+            one = state.replicas[other]
+            if one.up_s <= now_s < one.down_s and not np.isnan(one.excused):
+                least = min(least, (one.assigned + one.excused) / one.weight)
+        replica.excused = least * replica.weight - replica.assigned if least < np.inf else 0.0
+    turn: float = (replica.assigned + replica.excused + 1) / replica.weight
+    return turn
+
+
+@_compiled
+def _in_turn(state: State, windows_s: Floats, now_s: float) -> int:
     """Return the replica that has got least by its weight."""
-    best, fewest = 0, np.inf
+    best, fewest = NONE, np.inf
     for r in range(len(state.replicas)):
-        replica = state.replicas[r]
-        turn = (replica.assigned + 1) / replica.weight
-        if turn < fewest:
-            best, fewest = r, turn
+        if _up(state, windows_s, r, now_s):
+            turn = _turn(state, r, now_s)
+            if turn < fewest:
+                best, fewest = r, turn
     return best
 
 
 @_compiled
-def _at_random(state: State, draw: float) -> int:
+def _at_random(
+    state: State, windows_s: Floats, now_s: float, table: Floats, bucket: int, split: bool, draw: float
+) -> int:
     """Return the replica in whose part of the weights the draw falls."""
     total = 0.0
     for r in range(len(state.replicas)):
-        total += state.replicas[r].weight
-    rest = draw * total
-    r = 0
-    while r < len(state.replicas) - 1 and rest >= state.replicas[r].weight:
-        rest -= state.replicas[r].weight
-        r += 1
-    return r
+        total += _weight(state, windows_s, r, now_s, table, bucket, split)
+    rest, chosen = draw * total, NONE
+    for r in range(len(state.replicas)):
+        weight = _weight(state, windows_s, r, now_s, table, bucket, split)
+        if weight > 0:
+            chosen = r
+            if rest < weight:
+                break
+            rest -= weight
+    return chosen
 
 
 @_compiled
-def _least_outstanding(state: State, now_s: float) -> int:
-    """Return the replica with the fewest requests by its weight; of equals the one that has got least."""
-    best, least, fewest = 0, np.inf, np.inf
+def _weight(state: State, windows_s: Floats, r: int, now_s: float, table: Floats, bucket: int, split: bool) -> float:
+    """Return the part of a bucket that a replica gets; 0 while it is down."""
+    if not _up(state, windows_s, r, now_s):
+        return 0.0
+    replica = state.replicas[r]
+    weight: float = table[bucket, replica.group, 0] if split else replica.weight
+    return weight
+
+
+@_compiled
+def _least(state: State, windows_s: Floats, now_s: float, table: Floats, bucket: int, scored: bool) -> int:
+    """Return the replica with the lowest score; of equals the one with the fewest requests by its weight."""
+    best, lowest, least, fewest = NONE, np.inf, np.inf, np.inf
     for r in range(len(state.replicas)):
+        if not _up(state, windows_s, r, now_s):
+            continue
         replica = state.replicas[r]
         # What the last iteration finished is still there while that iteration lasts.
         there = replica.outstanding + (replica.finished if replica.now_s > now_s else 0)
-        load, turn = (there + 1) / replica.weight, (replica.assigned + 1) / replica.weight
-        if load < least or (load == least and turn < fewest):
-            best, least, fewest = r, load, turn
+        score = table[bucket, replica.group, min(there, table.shape[2] - 1)] if scored else 0.0
+        if score == np.inf or score > lowest:
+            continue
+        load, turn = (there + 1) / replica.weight, _turn(state, r, now_s)
+        if score < lowest or load < least or (load == least and turn < fewest):
+            best, lowest, least, fewest = r, score, load, turn
     return best
 
 
 @_compiled
-def _enqueue(state: State, r: int, row: int, now_s: float, prompt: int, output: int, prefilled: bool) -> None:
+def _enqueue(
+    state: State,
+    windows_s: Floats,
+    r: int,
+    row: int,
+    bucket: int,
+    now_s: float,
+    prompt: int,
+    output: int,
+    prefilled: bool,
+) -> None:
     replica = state.replicas[r]
     replica.assigned += 1
-    replica.now_s = max(replica.now_s, now_s)
+    if now_s > replica.now_s:
+        replica.idle_s += _up_s(state, windows_s, r, replica.now_s, now_s)
+        replica.now_s = now_s
     too_long = prompt + output > replica.max_context
     if too_long or _blocks(replica, prompt + output - 1) > replica.blocks:
-        completion = state.done[state.cursor[0]]
-        completion.row, completion.replica, completion.preemptions = row, r, 0
-        completion.arrival_s, completion.ttft_s, completion.tpot_s, completion.e2e_s = now_s, np.nan, np.nan, np.nan
-        state.cursor[0] += 1
+        _refuse(state, r, row, bucket, now_s)
         return
     q = state.cursor[1]
     request = state.pool[q]
     state.cursor[1] = request.next
-    request.row, request.arrival_s, request.prompt, request.output = row, now_s, prompt, output
+    request.row, request.bucket = row, bucket
+    request.arrival_s, request.prompt, request.output = now_s, prompt, output
     request.computed, request.preemptions, request.joined, request.next = 0, 0, NONE, NONE
     request.generated, request.prefilled = (1, 1) if prefilled else (0, 0)
     request.first_s = now_s if prefilled else np.nan
@@ -186,6 +258,28 @@ def _enqueue(state: State, r: int, row: int, now_s: float, prompt: int, output: 
         state.pool[replica.waiting_tail].next = q
     replica.waiting_tail = q
     replica.outstanding += 1
+
+
+@_compiled
+def _refuse(state: State, r: int, row: int, bucket: int, now_s: float) -> None:
+    """Complete a request that replica `r` cannot hold, or that none may take."""
+    completion = state.done[state.cursor[0]]
+    state.cursor[0] += 1
+    completion.row, completion.bucket, completion.replica, completion.preemptions = row, bucket, r, 0
+    completion.arrival_s, completion.ttft_s, completion.tpot_s, completion.e2e_s = now_s, np.nan, np.nan, np.nan
+
+
+@_compiled
+def _up_s(state: State, windows_s: Floats, r: int, start_s: float, end_s: float) -> float:
+    """Return the seconds up to `end_s`, which is now, from the last time `start_s`, in which a replica is up."""
+    w = state.replicas[r].window
+    while w > 0 and windows_s[r, w - 1, 1] > start_s:
+        w -= 1
+    total = 0.0
+    while windows_s[r, w, 0] < end_s:
+        total += max(min(windows_s[r, w, 1], end_s) - max(windows_s[r, w, 0], start_s), 0.0)
+        w += 1
+    return total
 
 
 @_compiled
@@ -562,7 +656,8 @@ def _complete(state: State, r: int, q: int) -> None:
     replica.finished += 1
     completion = state.done[state.cursor[0]]
     state.cursor[0] += 1
-    completion.row, completion.replica, completion.preemptions = request.row, r, request.preemptions
+    completion.row, completion.bucket = request.row, request.bucket
+    completion.replica, completion.preemptions = r, request.preemptions
     completion.arrival_s = request.arrival_s
     completion.ttft_s = request.first_s - request.arrival_s
     completion.e2e_s = replica.now_s - request.arrival_s

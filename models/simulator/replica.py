@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -68,6 +69,9 @@ class Replica:
         Watts between iterations.
     kv_bytes_per_token
         KV cache of a token over all its GPUs, which is what a transfer to another replica sends.
+    up_s
+        When it takes requests: (from, to) in seconds, in order and apart. After each it serves what it holds, then is
+        off: outside of these times it takes no power but for that.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Replica:
     power_w: Floats | None = None
     idle_w: float | None = None
     kv_bytes_per_token: float | None = None
+    up_s: tuple[tuple[float, float], ...] = ((0.0, np.inf),)
 
     def __post_init__(self) -> None:
         if self.kv_tokens < self.batching.block_tokens:
@@ -91,6 +96,18 @@ class Replica:
             raise InputError(
                 f"{self.name}: watts of shape {self.power_w.shape}; iteration times have {self.times.time_s.shape}"
             )
+        times_s = [0.0, *(time_s for window in self.up_s for time_s in window)]
+        if (
+            any(not start_s <= end_s for start_s, end_s in pairwise(times_s))
+            or len(set(times_s[1:])) < len(times_s) - 1
+        ):
+            raise InputError(f"{self.name}: up_s is {self.up_s}; expected (from, to) in seconds, in order and apart")
+
+    def up_by_s(self, times_s: Floats) -> Floats:
+        """Return how many seconds it has been up by each of `times_s` (N,)."""
+        windows = np.reshape(self.up_s, (-1, 2))
+        up: Floats = np.clip(times_s[:, None] - windows[:, 0], 0.0, windows[:, 1] - windows[:, 0]).sum(axis=1)
+        return up
 
     @classmethod
     def of(

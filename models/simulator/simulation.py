@@ -2,18 +2,28 @@
 
 :class:`Simulation` takes requests in pieces and gives back those that are done, so that what it holds grows with the
 requests in flight and not with the length of the trace; :func:`simulate` runs a whole trace at once.
+
+A fleet that changes over time has replicas that are up at some times only (:attr:`Replica.up_s`); requests that are
+dispatched by what they are carry a bucket (:attr:`Traffic.buckets`), which :class:`Split` and :class:`Scored` read::
+
+    night = replace(replica, up_s=((0.0, 6 * 3600.0), (22 * 3600.0, 24 * 3600.0)))
+    traffic = Traffic(arrivals_s, input_tokens, output_tokens, buckets)
+    served = simulate(traffic, [replica, night], Split(weights), seed=1)  # weights: (buckets, replicas)
+    served = simulate(traffic, fleet, Scored(scores, groups))  # scores: (buckets, groups, requests in flight)
+
+Shares that change over time are more buckets: period x buckets + bucket.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from qplan.core.errors import InputError
+from qplan.models.simulator.dispatch import Dispatch, Routing, Scored, Split
 from qplan.models.simulator.replica import Replica
 from qplan.models.simulator.state import COMPLETION, REPLICA, SERIES_BINS, Records, free_pool
 from qplan.models.simulator.tables import stacked
@@ -27,19 +37,6 @@ CHUNK = 16384
 """Requests that are run at a time: enough that calls cost nothing, few enough that their records stay in cache."""
 
 _FIRST_BIN_S = 2.0**-10
-
-
-class Dispatch(StrEnum):
-    """Which replica gets a request."""
-
-    ROUND_ROBIN = "round-robin"
-    """In turn, in proportion to the replicas' weights."""
-
-    LEAST_OUTSTANDING = "least-outstanding"
-    """To the one with the fewest requests in it, by its weight."""
-
-    RANDOM = "random"
-    """At random, in proportion to the weights: of Poisson arrivals each replica then sees Poisson arrivals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +93,11 @@ class Served:
     Attributes
     ----------
     arrivals_s, ttft_s, tpot_s, e2e_s : (N,)
-        Seconds. Latencies are NaN for a request that no replica could hold; TPOT also for an answer of one token.
+        Seconds. Latencies are NaN for a request that was refused: its replica could not hold it, or none may take it;
+        TPOT also for an answer of one token.
     replica, preemptions : (N,)
-        The replica that served it (that decoded it, of a disaggregated fleet), and how often it lost its KV cache and
-        started again.
+        The replica that served it (that decoded it, of a disaggregated fleet; -1 where none may take it), and how often
+        it lost its KV cache and started again.
     use
         What the replicas did.
     """
@@ -139,22 +137,22 @@ class Simulation:
     fleet
         The replicas.
     dispatch
-        Which replica gets a request.
+        Which replica, of those that are up, gets a request; where there is none the request is refused.
     seed
-        Of random dispatch; nothing else is random.
+        Of random dispatch and of a split; nothing else is random.
     prefilled
         Requests come with the KV cache of their prompts and their first token: their TTFT is 0.
 
     Raises
     ------
     InputError
-        The fleet is empty, or numba is missing.
+        The fleet is empty, `dispatch` is for another number of replicas, or numba is missing.
     """
 
     def __init__(
         self,
         fleet: Sequence[Replica],
-        dispatch: Dispatch = Dispatch.ROUND_ROBIN,
+        dispatch: Routing = Dispatch.ROUND_ROBIN,
         seed: int = 0,
         *,
         prefilled: bool = False,
@@ -162,12 +160,14 @@ class Simulation:
         if not fleet:
             raise InputError("a fleet without a replica; expected at least one")
         self._fleet = tuple(fleet)
-        self._policy = tuple(Dispatch).index(dispatch)
+        self._policy, self._table, groups = _policy(dispatch, len(self._fleet))
         self._random = np.random.default_rng(seed)
         self._prefilled = prefilled
         self._offered = 0
         self._last_s = 0.0
-        self._state = _initial(self._fleet)
+        self._windows = _windows(self._fleet)
+        self._state = _initial(self._fleet, self._windows)
+        self._state.replicas["group"] = groups
 
     def offer(self, traffic: Traffic) -> Records:
         """Take the next requests; return those, of all so far, that are done when the last of them arrives.
@@ -175,17 +175,20 @@ class Simulation:
         Raises
         ------
         InputError
-            They begin before the last ones ended.
+            They begin before the last ones ended, or are of a bucket that `dispatch` does not know.
         """
         if len(traffic) and traffic.arrivals_s[0] < self._last_s:
             raise InputError("traffic: arrivals are not in order")
+        known = len(self._table)
+        if known and len(traffic) and traffic.buckets.max() >= known:
+            raise InputError(f"traffic: bucket {traffic.buckets.max()}; the dispatch has buckets 0 to {known - 1}")
         parts = [self._serve(traffic.part(start, start + CHUNK)) for start in range(0, len(traffic), CHUNK)]
         return np.concatenate([np.zeros(0, COMPLETION), *parts])
 
     def finish(self) -> Records:
         """Serve what is left; return it."""
-        nothing = np.zeros(0)
-        return self._run(Traffic(nothing, nothing.astype(np.int64), nothing.astype(np.int64)), np.inf)
+        none = np.zeros(0, np.int64)
+        return self._run(Traffic(np.zeros(0), none, none), np.inf)
 
     def use(self, end_s: float | None = None) -> FleetUse:
         """Return what the replicas did, up to the end of the last iteration or a later `end_s`."""
@@ -204,12 +207,15 @@ class Simulation:
         state = self._state = _with_room(self._state, len(traffic))
         kernel.serve(
             state,
+            self._windows,
             traffic.arrivals_s.astype(np.float64),
             traffic.input_tokens.astype(np.int64),
             traffic.output_tokens.astype(np.int64),
+            traffic.buckets.astype(np.int64),
             self._random.random(len(traffic)),
             self._offered,
             self._policy,
+            self._table,
             self._prefilled,
             until_s,
         )
@@ -222,7 +228,11 @@ class Simulation:
         replica, record = self._fleet[n], self._state.replicas[n]
         bins = min(SERIES_BINS, int(np.ceil(end_s / bin_s)))
         busy_s, sequence_s, energy_j, tokens = self._state.series[n, :bins].T
-        widths = np.minimum(bin_s, end_s - bin_s * np.arange(bins))  # the last bin is not whole
+        edges_s = np.minimum(bin_s * np.arange(bins + 1), end_s)  # the last bin is not whole
+        widths = np.diff(edges_s)
+        # What is served after going down is not taken from idle time, unless one bin holds some of both.
+        idle_s = np.clip(np.diff(replica.up_by_s(edges_s)) - busy_s, 0.0, None)
+        rest_s = np.diff(replica.up_by_s(np.array([record["now_s"], max(end_s, record["now_s"])])))[0]
         idle_w = replica.idle_w
         return ReplicaUse(
             replica.name,
@@ -230,17 +240,17 @@ class Simulation:
             float(record["busy_s"]),
             float(sequence_s.sum()),
             float(tokens.sum()),
-            None if idle_w is None else float(record["energy_j"] + idle_w * (end_s - record["busy_s"])),
+            None if idle_w is None else float(record["energy_j"] + idle_w * (record["idle_s"] + rest_s)),
             bin_s,
             busy_s / widths,
             sequence_s / widths,
             tokens / widths,
-            None if idle_w is None else (energy_j + idle_w * np.maximum(widths - busy_s, 0.0)) / widths,
+            None if idle_w is None else (energy_j + idle_w * idle_s) / widths,
         )
 
 
 def simulate(
-    traffic: Traffic, fleet: Sequence[Replica], dispatch: Dispatch = Dispatch.ROUND_ROBIN, seed: int = 0
+    traffic: Traffic, fleet: Sequence[Replica], dispatch: Routing = Dispatch.ROUND_ROBIN, seed: int = 0
 ) -> Served:
     """Serve all of `traffic` with a fleet; see :class:`Simulation`."""
     return run(Simulation(fleet, dispatch, seed), traffic)
@@ -254,7 +264,28 @@ def run(runner: Runner, traffic: Traffic) -> Served:
     return Served(traffic.arrivals_s, *latencies, done["replica"], done["preemptions"], runner.use())
 
 
-def _initial(fleet: tuple[Replica, ...]) -> State:
+def _policy(dispatch: Routing, replicas: int) -> tuple[int, Floats, Ints]:
+    """Return the number of a policy in the kernel, its table (B, G, F), empty for a rule, and the replicas' groups."""
+    if isinstance(dispatch, Dispatch):
+        return tuple(Dispatch).index(dispatch), np.zeros((0, 1, 1)), np.zeros(replicas, np.int64)
+    if isinstance(dispatch, Split):
+        table, groups = dispatch.weights[:, :, None], np.arange(dispatch.weights.shape[1])
+    else:
+        table, groups = dispatch.scores, dispatch.groups
+    if len(groups) != replicas:
+        raise InputError(f"a dispatch for {len(groups)} replicas; the fleet has {replicas}")
+    return len(Dispatch) + isinstance(dispatch, Scored), np.ascontiguousarray(table, dtype=float), groups
+
+
+def _windows(fleet: tuple[Replica, ...]) -> Floats:
+    """Return when replicas are up, (R, W + 1, 2), the unused places infinite."""
+    windows = np.full((len(fleet), 1 + max(len(replica.up_s) for replica in fleet), 2), np.inf)
+    for n, replica in enumerate(fleet):
+        windows[n, : len(replica.up_s)] = np.reshape(replica.up_s, (-1, 2))
+    return windows
+
+
+def _initial(fleet: tuple[Replica, ...], windows: Floats) -> State:
     try:
         from qplan.models.simulator.kernel import State
     except ImportError:
@@ -269,6 +300,8 @@ def _initial(fleet: tuple[Replica, ...]) -> State:
     replicas["max_sequences"] = [replica.batching.max_sequences for replica in fleet]
     replicas["max_context"] = [replica.max_context for replica in fleet]
     replicas["chunked"] = [replica.batching.chunked_prefill for replica in fleet]
+    replicas["up_s"], replicas["down_s"] = windows[:, 0].T
+    replicas["excused"] = np.where(replicas["up_s"] > 0, np.nan, 0.0)
     for place in ("waiting_head", "waiting_tail", "last", "partial"):
         replicas[place] = -1
     most = int(replicas["max_sequences"].max())

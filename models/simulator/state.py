@@ -23,6 +23,11 @@ REPLICA = np.dtype(
         ("max_sequences", np.int64),
         ("max_context", np.int64),
         ("chunked", np.int64),
+        ("group", np.int64),
+        # When it takes requests: the window that is open, or the next; and its number.
+        ("up_s", np.float64),
+        ("down_s", np.float64),
+        ("window", np.int64),
         # Where it stands: its clock, decode steps so far, and free blocks.
         ("now_s", np.float64),
         ("step", np.int64),
@@ -40,7 +45,11 @@ REPLICA = np.dtype(
         ("outstanding", np.int64),
         ("assigned", np.int64),
         ("finished", np.int64),
+        # Requests as if given before it came up, so that it does not catch up with the others in turn.
+        ("excused", np.float64),
+        # Seconds in iterations, and seconds up without any.
         ("busy_s", np.float64),
+        ("idle_s", np.float64),
         ("energy_j", np.float64),
     ]
 )
@@ -48,6 +57,7 @@ REPLICA = np.dtype(
 REQUEST = np.dtype(
     [
         ("row", np.int64),
+        ("bucket", np.int64),
         ("arrival_s", np.float64),
         ("first_s", np.float64),
         ("prompt", np.int64),
@@ -66,7 +76,8 @@ REQUEST = np.dtype(
 COMPLETION = np.dtype(
     [
         ("row", np.int64),
-        ("replica", np.int64),
+        ("bucket", np.int64),
+        ("replica", np.int64),  # -1: none could take it
         ("preemptions", np.int64),
         ("arrival_s", np.float64),
         ("ttft_s", np.float64),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,28 +22,36 @@ class Traffic:
         Ascending seconds.
     input_tokens, output_tokens : (N,)
         At least 1.
+    buckets : (N,)
+        What each is to a dispatcher that tells requests apart, a number from 0; all 0 where nobody says.
     """
 
     arrivals_s: Floats
     input_tokens: Ints
     output_tokens: Ints
+    buckets: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
-        if not len(self.arrivals_s) == len(self.input_tokens) == len(self.output_tokens):
-            raise InputError("traffic: arrivals, input tokens and output tokens differ in number")
+        if not len(self.buckets):
+            object.__setattr__(self, "buckets", np.zeros(len(self.arrivals_s), np.int64))
+        if not len(self.arrivals_s) == len(self.input_tokens) == len(self.output_tokens) == len(self.buckets):
+            raise InputError("traffic: arrivals, input tokens, output tokens and buckets differ in number")
         if len(self) and (not np.isfinite(self.arrivals_s).all() or self.arrivals_s[0] < 0):
             raise InputError("traffic: an arrival is not a finite time from 0")
         if (np.diff(self.arrivals_s) < 0).any():
             raise InputError("traffic: arrivals are not in order")
         if len(self) and min(self.input_tokens.min(), self.output_tokens.min()) < 1:
             raise InputError("traffic: a request has no input or no output token")
+        if len(self) and self.buckets.min() < 0:
+            raise InputError("traffic: a bucket is below 0")
 
     def __len__(self) -> int:
         return len(self.arrivals_s)
 
     def part(self, start: int, stop: int) -> Traffic:
         """Return the requests from `start` up to `stop`."""
-        return Traffic(self.arrivals_s[start:stop], self.input_tokens[start:stop], self.output_tokens[start:stop])
+        rows = slice(start, stop)
+        return Traffic(self.arrivals_s[rows], self.input_tokens[rows], self.output_tokens[rows], self.buckets[rows])
 
 
 def poisson(
@@ -56,6 +64,8 @@ def poisson(
     chunk: int = 65536,
 ) -> Iterator[Traffic]:
     """Draw requests of a workload that arrive as a Poisson stream, in chunks: so many, or those of a time.
+
+    Their buckets are those of the workload.
 
     The same seed gives the same lengths, and the same pattern of arrivals, at every rate.
     """
@@ -74,4 +84,5 @@ def poisson(
         count = int(np.searchsorted(units / rate_qps, duration_s))
         count = count if requests is None else min(count, requests - drawn)
         drawn += count
-        yield Traffic(units[:count] / rate_qps, whole[kinds[:count], 0], whole[kinds[:count], 1])
+        kinds = kinds[:count]
+        yield Traffic(units[:count] / rate_qps, whole[kinds, 0], whole[kinds, 1], kinds)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from qplan.profiles.packs import Pack
 
 EXAMPLES = """
 [bold]Examples[/bold]
 
   qplan fit trtllm-composed
 
-  qplan fit profiles.db -o ours.qplan
+  qplan fit profiles.db -o ours.qplan --plot calibration.png
 
   qplan fit profiles.db --json > report.json
+
+  qplan fit trtllm-composed --measured mine.db -o ours.qplan
 """
 
 
@@ -23,30 +28,53 @@ def fit(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Save the fitted model, for qplan predict.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the calibration of the intervals of measured loads: PNG.")
+    ] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE|PACK", help="Correct it by the serving runs of your own systems, of which a few suffice."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Fit surrogates to a store or pack; report their errors on rows, settings and models that were left out."""
+    """Fit surrogates to a store or pack; report their errors on loads, settings and models that were left out."""
+    from qplan.cli.fit_measured import fit_measured
     from qplan.models.fitted import KIND
-    from qplan.models.fitting import fit_profiles
+    from qplan.models.fitting import fit_rows
     from qplan.models.saved import save
-    from qplan.profiles.packs import Pack, read_pack
-    from qplan.profiles.store import ProfileStore, is_store
-    from qplan.report.forecasts import print_held_out
+    from qplan.report.fits import check_plot, draw_report, print_report
     from qplan.report.measuring import count_bar
 
-    if is_store(profiles):
-        with ProfileStore(profiles) as store:
-            pack = Pack.of_store(str(store), store.read())
-    else:
-        pack = read_pack(profiles)
+    if measured is not None:
+        fit_measured(profiles, measured, out, plot, as_json=as_json)
+        return
+    if plot is not None:
+        check_plot(plot)
+    pack = _profiles(profiles)
     with count_bar("fitting") as progress:
-        fitted, held_out = fit_profiles(pack.table, pack.card.name, pack.card.known_error, progress)
+        report = fit_rows(pack.table, pack.card.name, pack.card.known_error, progress)
     if out is not None:
-        provenance = {"profiles": pack.card.name, "rows": pack.table.num_rows, "evidence": fitted.evidence}
-        save(out, KIND, {"fitted": fitted.to_data()}, provenance=provenance)
-    print_held_out(fitted, held_out, as_json=as_json)
+        provenance = {"profiles": pack.card.name, "rows": pack.table.num_rows, "evidence": report.fitted.evidence}
+        save(out, KIND, report.fitted.to_parts(), provenance=provenance)
+    print_report(report, as_json=as_json)
     if out is not None:
         typer.echo(f"wrote {out}", err=as_json)
+    if plot is not None:
+        draw_report(report, plot)
+        typer.echo(f"wrote {plot}", err=as_json)
 
 
 fit.__doc__ = f"{fit.__doc__}\n{EXAMPLES}"
+
+
+def _profiles(name: str) -> Pack:
+    """Read a store, or a pack."""
+    from qplan.profiles.packs import Pack, read_pack
+    from qplan.profiles.store import ProfileStore, is_store
+
+    if not is_store(name):
+        return read_pack(name)
+    with ProfileStore(name) as store:
+        return Pack.of_store(str(store), store.read())

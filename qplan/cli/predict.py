@@ -12,7 +12,7 @@ from qplan.core.errors import InputError, nearest
 if TYPE_CHECKING:
     from qplan.core.gpu import Gpu
     from qplan.core.workload import Workload
-    from qplan.models.fitted import Fitted
+    from qplan.models.surrogates import Surrogates
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -54,12 +54,12 @@ def predict(
     from qplan.core.model import Model
     from qplan.core.quantization import Quantization
     from qplan.core.units import parse_rate
-    from qplan.models.fitted import load_fitted
     from qplan.models.forecast import forecast
+    from qplan.models.surrogates import open_fitted
     from qplan.report.forecasts import draw_forecast, print_forecast
 
     mix = _workload(workload, isl, osl)
-    surrogates = load_fitted(fitted)
+    surrogates = open_fitted(fitted)
     named = Gpu.named(gpu, "--gpu")
     deployment = Deployment(
         Model.named(model, "--model"),
@@ -68,10 +68,11 @@ def predict(
         tp,
         *_engine(surrogates, named, engine),
     )
-    found = forecast(surrogates, deployment, mix, parse_rate(qps, "--qps"))
+    answering = surrogates.answering(deployment)
+    found = forecast(answering, deployment, mix, parse_rate(qps, "--qps"))
     print_forecast(found, as_json=as_json)
     if plot is not None:
-        draw_forecast(surrogates, found, plot)
+        draw_forecast(answering, found, plot)
         typer.echo(f"wrote {plot}", err=as_json)
 
 
@@ -89,7 +90,7 @@ def _workload(mix: str | None, isl: int | None, osl: int | None) -> Workload:
     return Workload.fixed(f"isl={isl},osl={osl}")
 
 
-def _engine(fitted: Fitted, gpu: Gpu, wanted: str | None) -> tuple[str, str]:
+def _engine(fitted: Surrogates, gpu: Gpu, wanted: str | None) -> tuple[str, str]:
     """Return engine and version: the one asked for, or the only one."""
     known = fitted.engines(gpu)
     names = [f"{name}={version}" for name, version in known]

@@ -11,7 +11,7 @@ import typer
 from qplan.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from qplan.models.simulator.simulation import Dispatch
+    from qplan.models.simulator.dispatch import Dispatch
     from qplan.models.simulator.traffic import Traffic
 
 EXAMPLES = """
@@ -69,6 +69,13 @@ def simulate(
     profiles: Annotated[str, typer.Option(help="Pack with step times, by name or path.", metavar="PACK")] = (
         "trtllm-composed"
     ),
+    fitted: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What qplan fit saved, for what the profiles lack; else the shipped model.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of arrivals, lengths and random dispatch.", metavar="N")] = 0,
     plot: Annotated[
         Path | None, typer.Option(help="Draw latencies, load and power over time (.png or .html).", metavar="FILE")
@@ -90,7 +97,7 @@ def simulate(
     policy = _dispatch(dispatch)
     summary = Summary(Slo.parse_all(slo or ()))
     source, total, parts = _traffic(trace, qps, workload, requests, duration, speed_up, seed)
-    served_by = make_fleet(read_fleet(fleet), profiles, chunked_prefill=chunked_prefill)
+    served_by = make_fleet(read_fleet(fleet), profiles, fitted, chunked_prefill=chunked_prefill)
     runner, recorder = served_by.runner(policy, seed), Recorder() if plot is not None else None
     with progress_bar("requests", total) as advance:
         for part in parts:
@@ -103,7 +110,8 @@ def simulate(
         summary.add(done)
         if recorder is not None:
             recorder.add(done)
-    simulated = Simulated(source, policy.value, seed, summary, runner.use(), served_by.provenance, served_by.power_note)
+    said = served_by.provenance, served_by.warnings, served_by.power_note
+    simulated = Simulated(source, policy.value, seed, summary, runner.use(), *said)
     if plot is not None and recorder is not None:
         write_plot(plot, recorder, simulated)
     print_simulation(simulated, plot, as_json=json_output)
@@ -113,7 +121,7 @@ simulate.__doc__ = f"{simulate.__doc__}\n{EXAMPLES}"
 
 
 def _dispatch(text: str) -> Dispatch:
-    from qplan.models.simulator.simulation import Dispatch
+    from qplan.models.simulator.dispatch import Dispatch
 
     try:
         return Dispatch(text.strip().casefold())

@@ -1,9 +1,7 @@
-"""Forecasts of a deployment, and the errors of what they are made with."""
+"""Forecasts of a deployment."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +14,16 @@ from qplan.report.output import console, print_json, print_table
 
 if TYPE_CHECKING:
     from qplan.core.plan import Prediction
-    from qplan.models.fitted import Fitted
-    from qplan.models.fitting import HeldOut
-    from qplan.models.forecast import Forecast, Quantity
+    from qplan.models.fittedloads import FittedLoads
+    from qplan.models.forecast import Forecast, Quantity, StepsSource
 
-_SHARES = np.linspace(0.05, 0.95, 19)  # of saturation: where a plot reads the forecast
+_POINTS = 19  # at which a plot reads the forecast
 _FORMATS = (".png", ".svg", ".pdf")
-_PANELS = (("TTFT", ("ttft_p50", "ttft_p90")), ("TPOT", ("tpot_p50", "tpot_p90")), ("energy", ("j_per_token",)))
+_PANELS = (
+    ("TTFT", ("ttft_p50", "ttft_p90", "ttft_mean")),
+    ("TPOT", ("tpot_p50", "tpot_p90", "tpot_mean")),
+    ("energy", ("j_per_token",)),
+)
 
 
 def print_forecast(found: Forecast, *, as_json: bool) -> None:
@@ -35,53 +36,17 @@ def print_forecast(found: Forecast, *, as_json: bool) -> None:
         [(_label(one), _value(one), _interval(one), _basis(one)) for one in found.quantities],
     )
     out = console()
-    share = found.qps / found.saturation_qps
-    out.print(f"\n{found.qps:g} req/s is {share:.0%} of the highest stable rate, {found.saturation_qps:.3g} req/s")
+    if found.saturation_qps is None:
+        out.print(f"\n{found.qps:g} req/s; nobody has searched for the highest rate that it takes")
+    else:
+        share = found.qps / found.saturation_qps
+        out.print(f"\n{found.qps:g} req/s is {share:.0%} of the highest stable rate, {found.saturation_qps:.3g} req/s")
     for warning in found.warnings:
         out.print(f"[yellow]warning[/yellow]  {warning}", highlight=False)
 
 
-def print_held_out(fitted: Fitted, held_out: Sequence[HeldOut], *, as_json: bool) -> None:
-    """Print the errors of step times on what was left out of the fit, and what is known of latencies."""
-    if as_json:
-        print_json(
-            {
-                "schema_version": 1,
-                "profiles": fitted.source,
-                "evidence": fitted.evidence,
-                "step_times_left_out": [asdict(one) for one in held_out],
-                "latency_measured_over_predicted": {name: asdict(one) for name, one in fitted.latency_error.items()},
-            }
-        )
-        return
-    out = console()
-    out.print(f"step times of {fitted.source} ({fitted.evidence}), each predicted by a fit that had not seen it\n")
-    print_table(
-        ("left out", "points", "median error", "90 % below", "true / predicted, 90 %, by what it fell back on"),
-        [
-            (
-                one.what,
-                one.points,
-                f"{one.median_error:.1%}",
-                f"{one.p90_error:.1%}",
-                "; ".join(f"{level} {ratio.lower:.2f} to {ratio.upper:.2f}" for level, ratio in one.by_level.items()),
-            )
-            for one in held_out
-        ],
-    )
-    if not fitted.latency_error:
-        out.print(f"\nnobody has measured how far latencies from {fitted.source} are from real serving")
-    for name, ratio in fitted.latency_error.items():
-        out.print(
-            f"\n{name.upper()} measured in real serving was {ratio.lower:.2f} to {ratio.upper:.2f} of that predicted "
-            "from the profiles, in 90 % of cases",
-            end="",
-        )
-    out.print()
-
-
-def draw_forecast(fitted: Fitted, found: Forecast, path: Path) -> None:
-    """Draw latency and energy over load up to saturation, with their intervals.
+def draw_forecast(fitted: StepsSource | FittedLoads, found: Forecast, path: Path) -> None:
+    """Draw latency and energy over the loads that can be told of, with their intervals.
 
     Raises
     ------
@@ -94,34 +59,41 @@ def draw_forecast(fitted: Fitted, found: Forecast, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("--plot needs Matplotlib: pip install 'qplan[plots]'") from None
-    loads = _SHARES * found.saturation_qps
+    loads = np.linspace(*found.rates, _POINTS)
     curves = [forecast(fitted, found.deployment, found.workload, float(qps)) for qps in loads]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     figure.suptitle(f"{found.deployment}, {found.workload.name}")
     for axes, (title, names) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        for name in names:
-            drawn = [next(one for one in curve.quantities if one.name == name) for curve in curves]
-            known = [(qps, one.prediction) for qps, one in zip(loads, drawn, strict=True) if one.prediction is not None]
+        shown = [one for one in found.quantities if one.name in names]
+        for quantity in shown:
+            known = [(qps, one) for qps, curve in zip(loads, curves, strict=True) if (one := _of(curve, quantity.name))]
             if not known:
                 continue
-            at = [qps for qps, _ in known]
-            (line,) = axes.plot(
-                at, [one.value for _, one in known], label=name.rpartition("_")[2] if "_p" in name else ""
-            )
-            if all(one.upper < np.inf for _, one in known):
-                lower, upper = [one.lower for _, one in known], [one.upper for _, one in known]
+            at, drawn = [qps for qps, _ in known], [one for _, one in known]
+            (line,) = axes.plot(at, [one.value for one in drawn], label=quantity.name.rpartition("_")[2])
+            if all(one.upper < np.inf for one in drawn):
+                lower, upper = [one.lower for one in drawn], [one.upper for one in drawn]
                 axes.fill_between(at, lower, upper, alpha=0.15, color=line.get_color())
-        if found.qps < found.saturation_qps:
+        axes.set_title(f"{title}, {shown[0].unit}")
+        if not axes.lines:
+            axes.text(0.5, 0.5, "unknown", transform=axes.transAxes, ha="center")
+            axes.set_axis_off()
+            continue
+        if found.rates[0] <= found.qps <= found.rates[1]:
             axes.axvline(found.qps, color="grey", linewidth=0.8, linestyle=":")
         axes.set_yscale("log")
         axes.set_xlabel("requests/s")
-        axes.set_title(f"{title}, {drawn[0].unit}")
-        if len(names) > 1:
+        if len(shown) > 1:
             axes.legend(frameon=False)
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise InputError(f"--plot: {path} cannot be written: {error.strerror}") from None
+
+
+def _of(found: Forecast, name: str) -> Prediction | None:
+    """Return a quantity's prediction, if there is one."""
+    return next((one.prediction for one in found.quantities if one.name == name), None)
 
 
 def _label(one: Quantity) -> str:

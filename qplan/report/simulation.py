@@ -27,6 +27,8 @@ class Simulated:
         What arrived, in words.
     provenance
         What the iteration times stand on.
+    warnings
+        Why iteration times may be off.
     power_note
         Why watts are unknown, if they are.
     """
@@ -37,6 +39,7 @@ class Simulated:
     summary: Summary
     use: FleetUse
     provenance: tuple[str, ...]
+    warnings: tuple[str, ...]
     power_note: str
 
     @property
@@ -99,6 +102,8 @@ def _print_facts(simulated: Simulated, plot: Path | None) -> None:
         facts.add_row("power", f"{energy_j / simulated.use.end_s:,.0f} W in the mean, {energy_j / 3.6e6:.3g} kWh")
     for number, source in enumerate(simulated.provenance):
         facts.add_row("step times" if number == 0 else "", source)
+    for warning in simulated.warnings:
+        facts.add_row("[yellow]warning[/yellow]", warning)
     facts.add_row("", "simulated: batching as configured, no network, tokenizer or scheduler overhead")
     if plot is not None:
         facts.add_row("figure", f"{plot}")
@@ -133,6 +138,7 @@ def to_json(simulated: Simulated) -> dict[str, Any]:
         "energy_note": simulated.power_note or None,
         "replicas": [_replica(replica, use.end_s) for replica in use.replicas],
         "provenance": ["simulated", *simulated.provenance],
+        "warnings": list(simulated.warnings),
     }
 
 

@@ -14,12 +14,10 @@ from qplan.core.deployment import Deployment
 from qplan.core.errors import InfeasibleError, InputError, nearest
 from qplan.core.slo import Slo
 from qplan.core.units import format_duration
-from qplan.models.profiled import COLUMNS, profiled
+from qplan.models.calibrated_source import read_source
 from qplan.models.quality import Quality, quality
 from qplan.models.sharing import SharingModel
 from qplan.models.steptimes import StepTimes
-from qplan.profiles.packs import Pack, read_pack
-from qplan.profiles.store import ProfileStore, is_store
 from qplan.solvers.capacity.ask import CapacityAsk
 
 Floats = NDArray[np.float64]
@@ -35,6 +33,8 @@ class Candidates:
     ----------
     saturation_qps
         Highest rate of one replica within the SLOs; all above 0.
+    errors, known_error
+        How far the latencies of each, and of all profiles, are off, as a pack's card has it; ``None``: not known.
     rejected
         How many other deployments of the profiles are out, by reason.
     """
@@ -44,6 +44,7 @@ class Candidates:
     quality: tuple[Quality, ...]
     saturation_qps: Floats
     provenance: tuple[str, ...]
+    errors: tuple[Mapping[str, Any] | None, ...]
     known_error: Mapping[str, Any] | None
     rejected: Mapping[str, int]
 
@@ -58,9 +59,8 @@ def candidates(ask: CapacityAsk) -> Candidates:
     InfeasibleError
         When no deployment is left: constraint ``memory``, ``quality`` or ``slo``, with the nearest feasible change.
     """
-    pack = _read(ask)
-    source = pack.card.name
-    found = profiled(pack.table, source)
+    read = read_source(ask.profiles, [model.name for model in ask.models])
+    source, found = read.name, read.found
     if found is None:
         raise InputError(
             f"--profiles: {source} has no step times of {', '.join(map(str, ask.models))}; "
@@ -98,18 +98,10 @@ def candidates(ask: CapacityAsk) -> Candidates:
         tuple(grades[i] for i in chosen),
         rates[chosen],
         tuple(found.provenance[running[i]] for i in chosen),
-        pack.card.known_error,
+        tuple(read.errors[running[i]] for i in chosen),
+        read.known_error,
         {reason: count for reason, count in out.items() if count},
     )
-
-
-def _read(ask: CapacityAsk) -> Pack:
-    """Read the profiles of the ask's models: a pack by name or path, or a store by URL or file."""
-    names = [model.name for model in ask.models]
-    if is_store(ask.profiles):
-        with ProfileStore(ask.profiles) as store:
-            return Pack.of_store(str(store), store.read(COLUMNS, model=names))
-    return read_pack(ask.profiles, models=names, columns=COLUMNS)
 
 
 def _named(ask: CapacityAsk, deployments: Sequence[Deployment], out: Counter[str]) -> list[int]:

@@ -32,6 +32,8 @@ from qplan.models.calibration.teach import composed_prior, families
 from qplan.models.steptimes import Floats
 from qplan.models.validation import compare, fetch, ratios, read_runs
 
+pytestmark = pytest.mark.model_figures
+
 DRAWS = 5
 
 

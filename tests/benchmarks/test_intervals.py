@@ -26,6 +26,8 @@ from qplan.models.load.process import PooledProcess
 from qplan.models.steptimes import Bools, Floats, Ints
 from tests.benchmarks.test_load_surrogates import CONFIGURATION, DATA, LOAD, MODEL, Measured, llm_pilot, ml_energy
 
+pytestmark = pytest.mark.model_figures
+
 FOLDS = 5
 COVERAGE = 0.9
 ROLES = (LOAD, (MODEL, CONFIGURATION))

@@ -24,6 +24,8 @@ from qplan.models.sharing import SharingModel
 from qplan.models.steptimes import Bools, Floats
 from qplan.profiles.packs import read_pack
 
+pytestmark = pytest.mark.model_figures
+
 RUNS = Path(__file__).parents[2] / "../shared/data/ml-energy-v2/flat_llm.csv"
 GPUS = ("A100-SXM4-40GB", "H100-SXM5-80GB")
 

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 import numpy as np
+import pytest
 
 from qplan.models.quality import Evidence, Spread, Surrogate, fitted_spread, published
 from qplan.models.quality.effects import method_of
 from qplan.models.quality.evidence import DIVERGENCE, TASK_OF, size_of, table
+
+pytestmark = pytest.mark.model_figures
 
 Z = 1.645
 START = Spread(0.5, 0.5, 0.5, 0.5, 0.5)

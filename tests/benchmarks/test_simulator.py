@@ -29,6 +29,8 @@ from qplan.models.simulator.summary import Summary
 from qplan.models.simulator.traffic import Traffic
 from qplan.profiles.packs import read_pack
 
+pytestmark = pytest.mark.model_figures
+
 AZURE = Path(__file__).parents[2] / "../shared/data/azure-llm-2023/AzureLLMInferenceTrace_conv.csv"
 HERE = Path(__file__).resolve()
 TARGET_PER_S = 300_000

@@ -36,6 +36,8 @@ from qplan.models.steps.surrogate import StepSurrogate
 from qplan.models.steptimes import Bools, Floats
 from qplan.profiles.packs import read_pack
 
+pytestmark = pytest.mark.model_figures
+
 GPUS = ("H100-SXM5-80GB", "H200-SXM", "L40S")
 KINDS: dict[str, Callable[[StepPoints], Bools]] = {
     "batches in the middle": lambda p: _decode(p) & np.isin(p.batch, (4, 16, 64, 160)),

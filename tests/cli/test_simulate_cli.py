@@ -143,3 +143,26 @@ def test_the_process_says_it_in_one_line(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_the_pack_lacks_is_predicted_with_a_warning(tmp_path: Path) -> None:
+    fleet = fleet_file(tmp_path, {**GROUP, "model": "qwen3-8b", "count": 1})
+    load = ("--qps", "5", "--requests", "50", "--fleet", fleet)
+    found = simulate(*load, "--json")
+    (warning,) = found["warnings"]
+    assert "no step times of qwen3-8b W4A16" in warning
+    assert "predicted from its GPU, engine and quantization" in warning
+    assert "by GPU, engine and quantization" in found["provenance"][1]
+    assert "warning" in simulate(*load)
+
+
+def test_a_pack_of_measured_loads_can_be_simulated(tmp_path: Path) -> None:
+    group = {"model": "smollm2-135m", "quantization": "FP16", "gpu": "cpu", "engine": "llamacpp"}
+    load = ("--qps", "0.5", "--workload", "isl=16,osl=8", "--requests", "50", "--profiles", "llamacpp-cpu", "--json")
+    found = simulate(*load, "--fleet", fleet_file(tmp_path, group))
+    # Measured alone: 126 ms to the first token, 20 ms to each further one.
+    assert found["latency"]["ttft"]["p50_s"] == pytest.approx(0.126, rel=0.2)
+    assert found["latency"]["tpot"]["p50_s"] == pytest.approx(0.020, rel=0.2)
+    assert found["provenance"][1].endswith("runs at low load")
+    assert "no iteration was timed" in found["warnings"][0]
+    assert found["energy_j"] is None

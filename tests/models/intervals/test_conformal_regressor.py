@@ -66,7 +66,7 @@ def test_too_few_configurations_bound_nothing_for_a_new_one(power_law: Any, draw
 def test_a_single_configuration_and_single_rows(power_law: Any, draw: Draw) -> None:
     X, y = draw(1, 12)
     one = ConformalRegressor(power_law).fit(X, y)
-    assert one.unseen_calibration_ is None
+    assert one.unseen_calibrations_ == [None]
     assert np.isfinite(one.bounds(X).upper).all()
     unknown = one.bounds(X[:1] + np.array([0, 5, 0]))
     assert unknown.upper[0] == np.inf
@@ -118,7 +118,7 @@ def test_no_interval_has_no_coverage(power_law: Any, draw: Draw) -> None:
     bounds = ConformalRegressor(power_law).fit(*draw(4, 10)).bounds(np.array([[10.0, 99, 7]]))
     answer = bounds.prediction(0, Verdict())
     assert answer.coverage is None
-    assert "too few held-out cases for an interval" in answer.basis
+    assert "no interval: too few cases" in answer.basis
 
 
 def test_is_a_plain_estimator(fitted: Any, draw: Draw) -> None:

@@ -160,6 +160,11 @@ class Engine:
                 one.end_s = self.now_s
                 self.running.remove(one)
 
+    def advance(self, until_s: float) -> None:
+        """Run the iterations that begin before `until_s`."""
+        while self.now_s < until_s and (self.waiting or self.running):
+            self.iterate()
+
     def pass_time(self, chunks: list[tuple[Sequence, int]], decoding: list[Sequence]) -> None:
         cached = float(sum(one.computed for one in decoding))
         self.iterations.append((float(sum(chunk for _, chunk in chunks)), float(len(decoding)), cached))
@@ -186,6 +191,32 @@ def step_by_step(traffic: Traffic, replica: Replica) -> tuple[list[Sequence], En
             engine.waiting.append(coming.pop(0))
         engine.iterate()
     return requests, engine
+
+
+def fleet_step_by_step(
+    traffic: Traffic, fleet: list[Replica], choose: Callable[[int, list[int]], int | None]
+) -> tuple[list[Sequence], list[int | None]]:
+    """Serve `traffic` with replicas that all go on, step by step, to each arrival.
+
+    `choose` gets the row of a request and how many each replica has in flight, and says which one takes it.
+    """
+    engines, given = [Engine(replica) for replica in fleet], [list[Sequence]() for _ in fleet]
+    chosen: list[int | None] = []
+    columns = (traffic.arrivals_s, traffic.input_tokens, traffic.output_tokens)
+    requests = [Sequence(row, float(a), int(i), int(o)) for row, (a, i, o) in enumerate(zip(*columns, strict=True))]
+    for one in requests:
+        for engine in engines:
+            engine.advance(one.arrival_s)
+        in_flight = [sum(not other.end_s <= one.arrival_s for other in mine) for mine in given]
+        chosen.append(choose(one.row, in_flight))
+        if chosen[-1] is not None:
+            given[chosen[-1]].append(one)
+            engine = engines[chosen[-1]]
+            engine.now_s = max(engine.now_s, one.arrival_s)
+            engine.waiting.append(one)
+    for engine in engines:
+        engine.advance(np.inf)
+    return requests, chosen
 
 
 def random_traffic(
@@ -215,3 +246,9 @@ def traffic_of() -> Callable[..., Traffic]:
 def step_by_step_fixture() -> Callable[[Traffic, Replica], tuple[list[Sequence], Engine]]:
     """Serves traffic in plain Python."""
     return step_by_step
+
+
+@pytest.fixture(name="fleet_step_by_step")
+def fleet_step_by_step_fixture() -> Callable[..., tuple[list[Sequence], list[int | None]]]:
+    """Serves traffic with a fleet in plain Python."""
+    return fleet_step_by_step

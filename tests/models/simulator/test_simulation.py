@@ -13,9 +13,10 @@ import pytest
 from qplan.core import InputError, Workload
 from qplan.models.iterations import IterationGrid
 from qplan.models.sharing import SharingModel
+from qplan.models.simulator.dispatch import Dispatch
 from qplan.models.simulator.grids import grid_of
 from qplan.models.simulator.replica import Batching, Replica
-from qplan.models.simulator.simulation import Dispatch, Served, Simulation, run, simulate
+from qplan.models.simulator.simulation import Served, Simulation, run, simulate
 from qplan.models.simulator.traffic import Traffic, poisson
 from qplan.models.steptimes import StepTimes
 
