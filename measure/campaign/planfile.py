@@ -24,8 +24,8 @@ from qplan.measure.campaign.plan import (
     PlannedModel,
     Traffic,
 )
-from qplan.measure.campaign.yamlfile import Entry, read_yaml_file
 from qplan.measure.endpoint import APIS
+from qplan.profiles.yamlfile import Entry, read_yaml_file
 
 T = TypeVar("T")
 

@@ -215,6 +215,27 @@ class FleetPlan:
         pools = dict.fromkeys(pool for period in self.periods for pool in period.gpus)
         return {pool: max(period.gpus.get(pool, 0) for period in self.periods) for pool in pools}
 
+    @property
+    def measures(self) -> dict[str, float | None]:
+        """What the plan takes, by the names of :data:`~qplan.core.demand.MEASURES`, and its mean quality.
+
+        ``None`` where there is no fleet, or it is unknown.
+        """
+        totals = self.totals
+        if totals is None:
+            return dict.fromkeys(("cost", "gpus", "energy", "carbon", "quality"))
+        requests = {
+            name: sum(period.hours * period.rate_qps[name] for period in self.periods) for name in totals.quality
+        }
+        quality = sum(requests[name] * one.value for name, one in totals.quality.items()) / sum(requests.values())
+        return {
+            "cost": totals.cost,
+            "gpus": totals.gpu_hours,
+            "energy": totals.energy_kwh,
+            "carbon": totals.carbon_kg,
+            "quality": quality,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
         return {"schema_version": SCHEMA_VERSION, "kind": KIND, **_plain(asdict(self))}

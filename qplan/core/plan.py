@@ -144,7 +144,8 @@ class Plan:
         """Read what :meth:`to_json` wrote; an unknown schema version or a missing field is an :class:`InputError`."""
         fields = dict(data)
         version = fields.pop("schema_version", None)
-        fields.pop("explanation", None)  # told beside a plan, not part of it
+        for beside in ("explanation", "verification"):  # told beside a plan, not part of it
+            fields.pop(beside, None)
         if version != SCHEMA_VERSION:
             raise InputError(f"plan: schema_version is {version!r}; this qplan reads {SCHEMA_VERSION}")
         try:

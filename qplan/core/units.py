@@ -26,6 +26,7 @@ SIZES = {
     "GiB": 2.0**30,
     "TiB": 2.0**40,
 }
+POWERS = {"W": 1.0, "kW": 1e3, "MW": 1e6}
 GIB = 2**30
 
 
@@ -37,6 +38,11 @@ def parse_duration(text: str, where: str) -> float:
 def parse_rate(text: str, where: str) -> float:
     """Read ``40``, ``40qps`` or ``90/min`` as requests per second. `where` names the flag."""
     return _quantity(text, RATES, "qps", where, example="40 or 40qps")
+
+
+def parse_power(text: str, where: str) -> float:
+    """Read ``40kW`` or ``700W`` as watts; a bare number is watts. `where` names the flag."""
+    return _quantity(text, POWERS, "W", where, example="40kW or 700W")
 
 
 def parse_fraction(text: str, where: str) -> float:

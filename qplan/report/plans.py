@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qplan.core.units import format_duration
 from qplan.report.output import console, print_json
+from qplan.report.verification import print_verification
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,10 +19,18 @@ if TYPE_CHECKING:
     from qplan.solvers.capacity.why import Explanation
 
 
-def print_plan(plan: Plan, explanation: Explanation | None = None, *, as_json: bool) -> None:
-    """Print `plan` as JSON or as tables, with its `explanation` if there is one."""
+def print_plan(
+    plan: Plan,
+    explanation: Explanation | None = None,
+    *,
+    verification: Mapping[str, Any] | None = None,
+    as_json: bool,
+) -> None:
+    """Print `plan` as JSON or as tables, with its `explanation` and `verification` if there are any."""
     if as_json:
-        extra = {} if explanation is None else {"explanation": asdict(explanation)}
+        extra: dict[str, Any] = {} if explanation is None else {"explanation": asdict(explanation)}
+        if verification is not None:
+            extra["verification"] = dict(verification)
         print_json({**plan.to_json(), **extra})
         return
     out = console()
@@ -28,6 +38,8 @@ def print_plan(plan: Plan, explanation: Explanation | None = None, *, as_json: b
         _print_refusal(out, plan)
     else:
         _print_fleet(out, plan)
+    if verification is not None:
+        print_verification(out, verification)
     if explanation is not None:
         _print_explanation(out, plan, explanation)
     _print_assumptions(out, plan)

@@ -141,6 +141,15 @@ class BackendConformance:
         assert answer.status == "no-solution"
         assert answer.objective is None
 
+    def test_a_start_changes_nothing_that_is_proven(self) -> None:
+        """Begun from a dear point, the search ends at the optimum all the same."""
+        program = covering()
+        start = np.full(len(program.cost), 6.0)
+        answer = self.open().solve(program, time_limit_s=60.0, mip_gap=0.0, start=start)
+        exact = self.solve(program)
+        assert answer.status == exact.status == "optimal"
+        np.testing.assert_allclose(answer.objective or 0.0, exact.objective or 0.0, rtol=1e-6)
+
     def test_the_same_program_gives_the_same_answer(self) -> None:
         """Solving twice gives the same values."""
         first, second = self.solve(covering()), self.solve(covering())

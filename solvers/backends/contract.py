@@ -175,8 +175,14 @@ class SolverBackend(Protocol):
     def name(self) -> str:
         """The name that chooses this backend, such as ``highs`` or ``pulp:cbc``."""
 
-    def solve(self, program: MatrixProgram, *, time_limit_s: float, mip_gap: float) -> Solution:
-        """Minimise `program`, stopping after `time_limit_s` seconds or at relative gap `mip_gap`."""
+    def solve(
+        self, program: MatrixProgram, *, time_limit_s: float, mip_gap: float, start: NDArray[np.float64] | None = None
+    ) -> Solution:
+        """Minimise `program`, stopping after `time_limit_s` seconds or at relative gap `mip_gap`.
+
+        `start` is a point to begin the search from, shape (C,), known to be feasible. It may shorten the search and
+        changes nothing that is proven; a backend may leave it aside.
+        """
 
 
 class BackendFactory(Protocol):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import highspy
+    from numpy.typing import NDArray
 
 
 class HighsBackend:
@@ -34,16 +35,21 @@ class HighsBackend:
             return []
         return [cls.name]
 
-    def solve(self, program: MatrixProgram, *, time_limit_s: float, mip_gap: float) -> Solution:
+    def solve(
+        self, program: MatrixProgram, *, time_limit_s: float, mip_gap: float, start: NDArray[np.float64] | None = None
+    ) -> Solution:
         """Minimise `program`; see :class:`~qplan.solvers.backends.contract.SolverBackend`."""
         import highspy
 
-        start = time.perf_counter()
+        begun = time.perf_counter()
         highs = highspy.Highs()
         highs.setOptionValue("output_flag", False)
         highs.setOptionValue("time_limit", float(time_limit_s))
         highs.setOptionValue("mip_rel_gap", float(mip_gap))
         _pass_model(highs, program)
+        is_mip = bool(program.integer.any())
+        if start is not None and is_mip:
+            highs.setSolution(len(start), np.arange(len(start), dtype=np.int32), start)
         highs.run()
 
         kinds = highspy.HighsModelStatus
@@ -54,7 +60,6 @@ class HighsBackend:
             highs.run()
             found = highs.getModelStatus()
         info = highs.getInfo()
-        is_mip = bool(program.integer.any())
         claim: Status = "no-solution"
         if found == kinds.kOptimal:
             claim = "optimal"
@@ -69,7 +74,7 @@ class HighsBackend:
             claim,
             values=highs.getSolution().col_value,
             bound=info.mip_dual_bound if is_mip else None,
-            seconds=time.perf_counter() - start,
+            seconds=time.perf_counter() - begun,
         )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pulp
+    from numpy.typing import NDArray
 
 #: Short names, and what PuLP calls the solver: the first that is installed is taken.
 _SHORT = {"cbc": ("PULP_CBC_CMD", "COIN_CMD"), "highs": ("HiGHS", "HiGHS_CMD")}
@@ -77,11 +78,18 @@ class PulpBackend:
         covered = {solver for known in _SHORT.values() for solver in known}
         return [f"pulp:{name}" for name in [*short, *(s.casefold() for s in available if s not in covered)]]
 
-    def solve(self, program: MatrixProgram, *, time_limit_s: float, mip_gap: float) -> Solution:
-        """Minimise `program`; see :class:`~qplan.solvers.backends.contract.SolverBackend`."""
+    def solve(
+        self,
+        program: MatrixProgram,
+        *,
+        time_limit_s: float,
+        mip_gap: float,
+        start: NDArray[np.float64] | None = None,  # noqa: ARG002 - not every solver of PuLP takes one
+    ) -> Solution:
+        """Minimise `program`; see :class:`~qplan.solvers.backends.contract.SolverBackend`. `start` is left aside."""
         import pulp
 
-        start = time.perf_counter()
+        begun = time.perf_counter()
         problem, variables = _build(program)
         with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="qplan-") as folder:
             warnings.simplefilter("ignore", DeprecationWarning)  # PuLP 3 announces PuLP 4 at every turn
@@ -112,7 +120,7 @@ class PulpBackend:
             _value(variable, lower, upper)
             for variable, lower, upper in zip(variables, program.lower.tolist(), program.upper.tolist(), strict=True)
         ]
-        return conclude(program, claim, values=values, bound=bound, seconds=time.perf_counter() - start)
+        return conclude(program, claim, values=values, bound=bound, seconds=time.perf_counter() - begun)
 
     def _open(self, time_limit_s: float, mip_gap: float, log: Path) -> pulp.LpSolver:
         import pulp

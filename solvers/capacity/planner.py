@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +61,38 @@ def plan_capacity(
     """
     try:
         found = candidates(ask)
-        problem = capacity_problem(ask, found)
-        result = solve_capacity(problem, backend=solver, time_limit_s=time_limit_s)
-        if result.status == "infeasible":
-            raise inventory_obstacle(ask, problem, solver)
-        if result.status == "no-solution":
-            raise InfeasibleError(
-                f"{solver} found no fleet within {time_limit_s:g} s",
-                constraint="time",
-                nearest=("--time-limit with more seconds",),
-            )
+        result = solved(ask, found, solver=solver, time_limit_s=time_limit_s)
     except InfeasibleError as error:
-        return Answer(_no_plan(ask, error, solver))
-    return Answer(_plan(ask, found, result), explained(problem, result, found.rejected, solver) if why else None)
+        return Answer(no_plan(ask, error, solver))
+    return answered(ask, found, result, solver=solver, why=why)
+
+
+def solved(ask: CapacityAsk, found: Candidates, *, solver: str, time_limit_s: float) -> CapacityResult:
+    """Find the fleet of these candidates.
+
+    Raises
+    ------
+    InfeasibleError
+        When there is none, or none was found in time.
+    """
+    problem = capacity_problem(ask, found)
+    result = solve_capacity(problem, backend=solver, time_limit_s=time_limit_s)
+    if result.status == "infeasible":
+        raise inventory_obstacle(ask, problem, solver)
+    if result.status == "no-solution":
+        raise InfeasibleError(
+            f"{solver} found no fleet within {time_limit_s:g} s",
+            constraint="time",
+            nearest=("--time-limit with more seconds",),
+        )
+    return result
+
+
+def answered(ask: CapacityAsk, found: Candidates, result: CapacityResult, *, solver: str, why: bool) -> Answer:
+    """Say what the fleet of `result` is and does, and, if asked, why it is as it is."""
+    problem = capacity_problem(ask, found)
+    explanation = explained(problem, result, found.rejected, solver) if why else None
+    return Answer(_plan(ask, found, result), explanation)
 
 
 def capacity_problem(ask: CapacityAsk, found: Candidates) -> CapacityProblem:
@@ -104,7 +123,7 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
     deployments = [found.deployments[i] for i in used]
     steps = found.steps.take(used)
     loaded = SharingModel.of(deployments, steps).at(ask.workload, load)
-    latencies = _latencies(ask, loaded, found.known_error)
+    latencies = _latencies(ask, loaded, [found.errors[i] for i in used])
     burned = energy(deployments, steps, ask.workload, load, loaded)
     power = fleet_power(burned, counts.tolist())
     groups = tuple(
@@ -134,13 +153,14 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
         solver=result.backend,
         solve_s=result.seconds,
         provenance=tuple(dict.fromkeys(found.provenance[i] for i in used)),
-        assumptions=ask.assumptions + _price_assumptions(deployments),
-        warnings=_warnings(deployments, found.known_error, predicted)
+        assumptions=ask.assumptions + price_assumptions(deployments),
+        warnings=doubts(deployments, found.known_error, predicted)
         + tuple(dict.fromkeys(warning for i in used for warning in found.quality[i].warnings)),
     )
 
 
-def _no_plan(ask: CapacityAsk, error: InfeasibleError, solver: str) -> Plan:
+def no_plan(ask: CapacityAsk, error: InfeasibleError, solver: str) -> Plan:
+    """Return the plan that says why there is none."""
     return Plan(
         status="infeasible",
         objective_name=ask.objective,
@@ -196,7 +216,7 @@ def _group(
 
 
 def _latencies(
-    ask: CapacityAsk, loaded: LoadedReplicas, known_error: Mapping[str, Any] | None
+    ask: CapacityAsk, loaded: LoadedReplicas, errors: Sequence[Mapping[str, Any] | None]
 ) -> list[list[LatencyPrediction]]:
     """Predict each percentile with an SLO, and TTFT and TPOT at the default one: a row a metric, a column a group."""
     wanted = {(slo.metric, slo.percentile or ask.percentile): slo.threshold_s for slo in ask.slos}
@@ -207,18 +227,18 @@ def _latencies(
     for (metric, percentile), threshold in sorted(
         wanted.items(), key=lambda item: (METRICS.index(item[0][0]), item[0][1])
     ):
-        low, high = _error_band(metric, known_error)
+        bands = [error_band(metric, error) for error in errors]
         slo = None if np.isnan(threshold) else threshold
         table.append(
             [
                 LatencyPrediction(metric, percentile, float(value), float(value * low), float(value * high), slo)
-                for value in loaded.percentile(metric, percentile)
+                for value, (low, high) in zip(loaded.percentile(metric, percentile), bands, strict=True)
             ]
         )
     return table
 
 
-def _error_band(metric: str, known_error: Mapping[str, Any] | None) -> tuple[float, float]:
+def error_band(metric: str, known_error: Mapping[str, Any] | None) -> tuple[float, float]:
     """Return the range of measured over predicted; E2E takes the wider of TTFT's and TPOT's; unbounded if unknown."""
     if known_error is None:
         return 0.0, float("inf")
@@ -240,7 +260,8 @@ def _mean_quality(groups: tuple[ReplicaGroup, ...]) -> Prediction:
     return Prediction(mean("value"), mean("lower"), mean("upper"), None, basis)
 
 
-def _price_assumptions(deployments: list[Deployment]) -> tuple[Assumption, ...]:
+def price_assumptions(deployments: Sequence[Deployment]) -> tuple[Assumption, ...]:
+    """Say which prices the catalogue gave."""
     gpus = {one.gpu.name: one.gpu for one in deployments}
     return tuple(
         Assumption(
@@ -253,9 +274,10 @@ def _price_assumptions(deployments: list[Deployment]) -> tuple[Assumption, ...]:
     )
 
 
-def _warnings(
-    deployments: list[Deployment], known_error: Mapping[str, Any] | None, predicted: tuple[LatencyPrediction, ...]
+def doubts(
+    deployments: Sequence[Deployment], known_error: Mapping[str, Any] | None, predicted: Sequence[LatencyPrediction]
 ) -> tuple[str, ...]:
+    """Warn of profiles that nothing checks, intervals that leave their SLO, and prices that may not hold."""
     said = []
     checked = () if known_error is None else known_error["gpus"]
     unchecked = sorted({one.gpu.name for one in deployments} - set(checked))

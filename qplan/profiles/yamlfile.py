@@ -142,7 +142,7 @@ def read_yaml(text: str, source: str) -> Entry:
     try:
         import yaml
     except ImportError:
-        raise InputError(f"{source}: reading a plan needs PyYAML: pip install 'qplan[measure]'") from None
+        raise InputError(f"{source}: reading YAML needs PyYAML: pip install 'qplan[measure]'") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -181,7 +181,7 @@ class _Reader:
         self.count += 1
         where = f"{self.source}:{line}: {path}".rstrip(": ") if path else f"{self.source}:{line}"
         if self.count > _MOST_ENTRIES or path.count(".") + path.count("[") > 20:
-            raise InputError(f"{self.source}: more than {_MOST_ENTRIES} values, or nested too deeply, for a plan")
+            raise InputError(f"{self.source}: more than {_MOST_ENTRIES} values, or nested too deeply for a plan")
         if isinstance(node, yaml.ScalarNode):
             empty = node.tag == "tag:yaml.org,2002:null" and node.style is None
             return Entry(where, text=None if empty else node.value, quoted=node.style is not None)
