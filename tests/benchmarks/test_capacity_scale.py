@@ -1,0 +1,104 @@
+"""Capacity planning at scale: gap and cost on the synthetic instances of ``../shared/bench/capacity_instances.py``.
+
+Run by name with ``pytest -s`` for one instance of each size. The whole table, with HiGHS on the program as it stands
+and CBC through PuLP at 60 s beside it (about 40 minutes on two cores)::
+
+    python tests/benchmarks/test_capacity_scale.py [SEED ...]
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qplan.solvers.backends import MatrixProgram, open_backend
+from qplan.solvers.backends.contract import feasible_point
+from qplan.solvers.scale import solve_at_scale
+
+INSTANCES = Path(__file__).parents[2] / "../shared/bench/capacity_instances.py"
+
+
+def instance(buckets: int, configurations: int, seed: int) -> MatrixProgram:
+    """The matrix program that the instances' docstring states."""
+    spec = importlib.util.spec_from_file_location("capacity_instances", INSTANCES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return _matrix(module.make(buckets, configurations, seed))
+
+
+def _matrix(made: dict[str, Any]) -> MatrixProgram:
+    b, c, g, groups = made["B"], made["C"], made["G"], made["K"] * made["M"]
+    bucket, config = made["bi"], made["ci"]
+    pairs, rate, empty = len(bucket), made["rate"][bucket], np.empty(0)
+    share, count = np.arange(pairs), pairs + np.arange(c)
+    above = made["quality"][config] - made["qfloor"][made["bk"][bucket]]
+    return (
+        MatrixProgram(empty, empty, empty, np.empty(0, bool), ())
+        .with_columns([""] * pairs)
+        .with_columns([""] * c, integer=True)
+        .with_cost(np.arange(pairs + c), np.concatenate([made["eprice"] * made["energy"] * rate, made["cost"]]))
+        .with_rows(bucket, share, np.ones(pairs), np.ones(b), np.ones(b))
+        .with_rows(
+            np.concatenate([config, np.arange(c)]),
+            np.concatenate([share, count]),
+            np.concatenate([made["load"] * rate, -np.ones(c)]),
+            np.full(c, -np.inf),
+            np.zeros(c),
+        )
+        .with_rows(made["gi"], count, made["tp"].astype(float), np.full(g, -np.inf), made["inv"])
+        .with_rows(
+            made["bk"][bucket] * made["M"] + made["bm"][bucket],
+            share,
+            above * rate,
+            np.zeros(groups),
+            np.full(groups, np.inf),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("buckets", "configurations", "limit_s", "gap"),
+    [(10, 100, 20.0, 0.0), (100, 480, 20.0, 0.005), (1000, 2000, 60.0, 0.03)],
+)
+def test_gap(buckets: int, configurations: int, limit_s: float, gap: float) -> None:
+    if not INSTANCES.is_file():
+        pytest.skip("../shared/bench is not here")
+    program = instance(buckets, configurations, 0)
+    answer = solve_at_scale(program, time_limit_s=limit_s, mip_gap=gap)
+    print(  # noqa: T201
+        f"\n{buckets} x {configurations}: {answer.objective} >= {answer.bound}, "
+        f"gap {answer.gap} in {answer.seconds:.2f} s"
+    )
+    assert answer.values is not None
+    assert feasible_point(program, answer.values) is not None
+    assert answer.gap is not None
+    assert answer.gap <= gap + 1e-6
+
+
+def table(seeds: list[int]) -> None:
+    """Print the whole table."""
+    sizes = [(10, 100, 20.0, 0.0), (100, 480, 20.0, 1e-3), (1000, 2000, 60.0, 0.01), (1000, 5000, 120.0, 0.01)]
+    print("size        seed   cost     bound    gap      s     | HiGHS 60 s  CBC 60 s")  # noqa: T201
+    for buckets, configurations, limit_s, gap in sizes:
+        for seed in seeds if buckets <= 100 else seeds[:2]:
+            program = instance(buckets, configurations, seed)
+            ours = solve_at_scale(program, time_limit_s=limit_s, mip_gap=gap)
+            line = f"{buckets:4d} x {configurations:4d} {seed:4d} {ours.objective or np.nan:9.3f}"
+            line += f" {ours.bound or np.nan:9.3f} {100 * (np.nan if ours.gap is None else ours.gap):6.3f} %"
+            line += f" {ours.seconds:6.2f} |"
+            if buckets == 100:
+                for name in ("highs", "pulp:cbc"):
+                    other = open_backend(name).solve(program, time_limit_s=60, mip_gap=1e-4)
+                    line += f" {other.objective or np.nan:9.3f}"
+            print(line, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    table([int(seed) for seed in sys.argv[1:]] or list(range(10)))
