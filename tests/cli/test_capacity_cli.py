@@ -138,6 +138,7 @@ def test_an_infeasible_ask_names_the_constraint_and_the_nearest_change(
     assert "No feasible plan" in human.stdout
 
 
+@pytest.mark.slow
 def test_the_nearest_change_is_feasible() -> None:
     impossible = ["capacity", "--qps", "5", "--slo", "ttft=1ms", "--slo", "p99:tpot=1ms", "--json"]
     (nearest, *_) = json.loads(qplan(*impossible).stdout)["nearest"]

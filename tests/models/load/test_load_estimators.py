@@ -118,6 +118,7 @@ def test_the_process_says_what_takes_more_rows() -> None:
         PooledProcess().fit(X, X[:, 0])
 
 
+@pytest.mark.slow
 def test_selection_takes_what_predicts_held_out_rows_best() -> None:
     X, y = knees(configurations=6)
     by_load = SelectedSurrogate(candidates=("monotone-boosting", "pooled-curves")).fit(X, y)

@@ -247,6 +247,7 @@ def at_most(left: CapacityResult, right: CapacityResult) -> bool:
     return low <= high * (1 + 1e-6) + 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(problems(), st.floats(1.05, 4.0), st.integers(1, 16))
 def test_demand_inventory_and_spare_move_the_objective_the_right_way(
