@@ -14,17 +14,13 @@ from typing import Any
 
 from qplan.core.deployment import Deployment
 from qplan.core.errors import InputError
-from qplan.core.gpu import Gpu
-from qplan.core.model import Model
-from qplan.core.quantization import Quantization
 from qplan.models.calibrated import Calibrated
 from qplan.models.fitted import Fitted
 from qplan.models.power.curves import Ratio
-from qplan.models.profiled import COLUMNS, Profiled, profiled
+from qplan.models.profiled import COLUMNS, Profiled, deployment_of, profiled
 from qplan.models.steps.surrogate import LEVELS
 from qplan.models.surrogates import open_fitted
-from qplan.profiles.packs import Pack, read_pack
-from qplan.profiles.store import ProfileStore, is_store
+from qplan.profiles.sources import read_profiles
 
 SUFFIX = ".qplan"
 
@@ -81,17 +77,10 @@ def read_source(profiles: str, models: Collection[str]) -> Source:
         if steps is None:
             raise InputError(f"{profiles}: holds measured loads and no step times; plans need a fit to step times")
         return _saved(steps, models)
-    pack = _pack(profiles, models)
+    pack = read_profiles(profiles, models, COLUMNS)
     found = profiled(pack.table, pack.card.name)
     count = 0 if found is None else len(found.deployments)
     return Source(pack.card.name, found, (pack.card.known_error,) * count)
-
-
-def _pack(profiles: str, models: Collection[str]) -> Pack:
-    if is_store(profiles):
-        with ProfileStore(profiles) as store:
-            return Pack.of_store(str(store), store.read(COLUMNS, model=list(models)))
-    return read_pack(profiles, models=models, columns=COLUMNS)
 
 
 def _saved(steps: Fitted | Calibrated, models: Collection[str]) -> Source:
@@ -114,14 +103,7 @@ def _fitted(steps: Fitted, models: Collection[str], where: str) -> tuple[Deploym
     """Return the deployments of `models` that were fitted themselves."""
     whole = max(LEVELS)
     return tuple(
-        Deployment(
-            Model.named(model, where),
-            Quantization.parse(quantization, where),
-            Gpu.named(gpu, where),
-            int(tp),
-            engine,
-            version,
-        )
+        deployment_of((model, quantization, gpu, tp, engine, version), where)
         for gpu, engine, version, _, quantization, model, tp in sorted(
             branch for branch in steps.steps.factors if len(branch) == whole
         )
@@ -142,15 +124,8 @@ def _measured(steps: Calibrated, models: Collection[str]) -> tuple[Deployment, .
     for branch in steps.systems.deployments:
         gpu, engine, version, model, quantization, tp = branch
         if model in models:
-            one = Deployment(
-                Model.named(model, steps.measured_in),
-                Quantization.parse(quantization, steps.measured_in),
-                Gpu.named(gpu, steps.measured_in),
-                int(tp.removeprefix("TP")),
-                engine,
-                version,
-            )
-            found[one] = None
+            key = (model, quantization, gpu, tp.removeprefix("TP"), engine, version)
+            found[deployment_of(key, steps.measured_in)] = None
     return tuple(found)
 
 

@@ -125,6 +125,11 @@ def read_fleet(path: Path, where: str = "--fleet") -> FleetFile:
         raise InputError(f"{where}: cannot read {path} as JSON: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{where}: {path} holds no JSON object; expected a fleet, or a plan of qplan capacity --json")
+    if "periods" in data:
+        raise InputError(
+            f"{where}: {path} is a plan by the hour, which qplan capacity DEMAND.yaml --verify simulates; "
+            "expected a fleet, or a plan for one rate"
+        )
     return _plan(data, f"{where}: {path}") if "objective_name" in data else _fleet(data, f"{where}: {path}")
 
 

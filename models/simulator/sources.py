@@ -24,8 +24,7 @@ from qplan.models.simulator.grids import grid_of
 from qplan.models.steps.additive import fit_additive
 from qplan.models.steptimes import Floats
 from qplan.models.surrogates import open_fitted
-from qplan.profiles.packs import read_pack
-from qplan.profiles.store import ProfileStore, is_store
+from qplan.profiles.sources import read_profiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,11 +140,7 @@ class Source:
     def _runs(self) -> pa.Table:
         """Read the runs at a request rate that show the medians of both latencies."""
         columns = (*KEYS, "phase", "status", *_MEDIANS)
-        if is_store(self.profiles):
-            with ProfileStore(self.profiles) as store:
-                rows = store.read(columns, model=list(self.models))
-        else:
-            rows = read_pack(self.profiles, models=list(self.models), columns=columns).table
+        rows = read_profiles(self.profiles, self.models, columns).table
         good = np.ones(rows.num_rows, bool)
         for name in _MEDIANS:
             good &= np.isfinite(numbers_of(rows, name))

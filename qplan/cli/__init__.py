@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run ``qplan``; a :class:`~qplan.core.errors.QplanError` becomes one line and its exit code."""
+    """Run ``qplan``; a :class:`~qplan.core.errors.QplanError`, or Ctrl-C, becomes one line and an exit code."""
     from qplan.cli.app import app
     from qplan.core.errors import QplanError
 
@@ -21,3 +21,12 @@ def main() -> None:
             raise
         sys.stderr.write(f"qplan: {error}\n")
         sys.exit(error.exit_code)
+    except SystemExit as end:
+        if _interrupted(end):
+            sys.stderr.write("qplan: interrupted\n")
+        raise
+
+
+def _interrupted(end: SystemExit) -> bool:
+    """Whether Ctrl-C ended a command that does not take it itself; Typer makes an exit of it."""
+    return isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt)

@@ -134,9 +134,12 @@ def capacity(
 
     if confidence is not None and not 0.5 <= confidence < 1:
         raise InputError(f"--confidence: {confidence:g}; expected at least 0.5 and below 1, such as 0.95")
+    time_limit_s = parse_duration(time_limit, "--time-limit")
+    if time_limit_s <= 0:
+        raise InputError(f"--time-limit: '{time_limit}'; expected more than 0, such as 20s")
     wanted = Wanted(
         solver=solver,
-        time_limit_s=parse_duration(time_limit, "--time-limit"),
+        time_limit_s=time_limit_s,
         confidence=confidence,
         verify=verify,
         explain=explain,
@@ -182,9 +185,11 @@ def capacity(
 
     told = None
     if verify:
+        from qplan.report.output import working
         from qplan.solvers.fleet.verified import verified_capacity
 
-        verified = verified_capacity(ask, solver=solver, time_limit_s=wanted.time_limit_s, why=explain)
+        with working("planning, and simulating the plan"):
+            verified = verified_capacity(ask, solver=solver, time_limit_s=wanted.time_limit_s, why=explain)
         answer, told = verified.answer, None if verified.tightened is None else verified.tightened.to_json()
     else:
         answer = plan_capacity(ask, solver=solver, time_limit_s=wanted.time_limit_s, why=explain)

@@ -39,7 +39,7 @@ class Wanted:
 def run(demand: Demand, wanted: Wanted) -> None:
     """Plan `demand` as wanted; exit with 3 where there is no plan."""
     from qplan.core.errors import InputError
-    from qplan.report.fleet_plots import check_plot
+    from qplan.report.figure_files import check_plot
 
     kinds = [name for name in ("sweep", "pareto", "what_if") if getattr(wanted, name)]
     if len(kinds) > 1:
@@ -62,8 +62,10 @@ def run(demand: Demand, wanted: Wanted) -> None:
 
 
 def _plan(demand: Demand, wanted: Wanted) -> None:
-    from qplan.report.fleet_plots import draw_fleet, write_figure
+    from qplan.report.figure_files import write_figure
+    from qplan.report.fleet_plots import draw_fleet
     from qplan.report.fleetplans import print_fleet_plan
+    from qplan.report.output import working
     from qplan.solvers.fleet.planning import plan_fleet
     from qplan.solvers.fleet.why import explained
 
@@ -71,12 +73,15 @@ def _plan(demand: Demand, wanted: Wanted) -> None:
     if wanted.verify:
         from qplan.solvers.fleet.verified import verified_fleet
 
-        answer = verified_fleet(demand, solver=solver, time_limit_s=seconds, confidence=confidence)
+        with working("planning, and simulating the plan"):
+            answer = verified_fleet(demand, solver=solver, time_limit_s=seconds, confidence=confidence)
     else:
-        answer = plan_fleet(demand, solver=solver, time_limit_s=seconds, confidence=confidence)
+        with working("planning"):
+            answer = plan_fleet(demand, solver=solver, time_limit_s=seconds, confidence=confidence)
     why = None
     if wanted.explain and answer.asked is not None and answer.result is not None:
-        why = explained(answer.asked, answer.result, solver=solver)
+        with working("planning with other predictions, prices and SLOs, to explain"):
+            why = explained(answer.asked, answer.result, solver=solver)
     print_fleet_plan(answer.plan, why, as_json=wanted.as_json)
     if answer.result is None:
         raise typer.Exit(_INFEASIBLE)
@@ -85,17 +90,21 @@ def _plan(demand: Demand, wanted: Wanted) -> None:
 
 
 def _sweep(demand: Demand, wanted: Wanted, text: str) -> None:
-    from qplan.report.fleet_plots import draw_sweep, write_figure
+    from qplan.report.figure_files import write_figure
+    from qplan.report.fleet_plots import draw_sweep
+    from qplan.report.output import working
     from qplan.report.sweeps import print_sweep
     from qplan.solvers.fleet.sweep import parse_sweep, sweep
 
-    found = sweep(
-        demand,
-        parse_sweep(text),
-        solver=wanted.solver,
-        time_limit_s=wanted.time_limit_s,
-        confidence=wanted.confidence,
-    )
+    rates = parse_sweep(text)
+    with working(f"planning for {len(rates)} rates"):
+        found = sweep(
+            demand,
+            rates,
+            solver=wanted.solver,
+            time_limit_s=wanted.time_limit_s,
+            confidence=wanted.confidence,
+        )
     points = [(point.peak_qps, point.answer.plan) for point in found]
     print_sweep(points, as_json=wanted.as_json)
     if all(plan.totals is None for _, plan in points):
@@ -105,14 +114,17 @@ def _sweep(demand: Demand, wanted: Wanted, text: str) -> None:
 
 
 def _pareto(demand: Demand, wanted: Wanted, text: str) -> None:
-    from qplan.report.fleet_plots import draw_front, write_figure
+    from qplan.report.figure_files import write_figure
+    from qplan.report.fleet_plots import draw_front
+    from qplan.report.output import working
     from qplan.report.sweeps import print_front
     from qplan.solvers.fleet.planning import front
 
     measures = [name.strip() for name in text.split(",")]
-    plans = front(
-        demand, measures, solver=wanted.solver, time_limit_s=wanted.time_limit_s, confidence=wanted.confidence
-    )
+    with working("planning along the front"):
+        plans = front(
+            demand, measures, solver=wanted.solver, time_limit_s=wanted.time_limit_s, confidence=wanted.confidence
+        )
     print_front(measures, plans, as_json=wanted.as_json)
     if wanted.plot is not None:
         write_figure(wanted.plot, draw_front(measures, plans))
@@ -120,6 +132,7 @@ def _pareto(demand: Demand, wanted: Wanted, text: str) -> None:
 
 def _what_if(demand: Demand, wanted: Wanted) -> None:
     from qplan.core.errors import InputError
+    from qplan.report.output import working
     from qplan.report.sweeps import print_what_if
     from qplan.solvers.fleet.planning import plan_fleet
     from qplan.solvers.fleet.whatif import changed
@@ -127,10 +140,11 @@ def _what_if(demand: Demand, wanted: Wanted) -> None:
     if wanted.plot is not None:
         raise InputError("--plot: draws a plan, a --sweep or a --pareto front, not a --what-if")
     demands = [demand, *(changed(demand, text) for text in wanted.what_if)]
-    plans = [
-        plan_fleet(one, solver=wanted.solver, time_limit_s=wanted.time_limit_s, confidence=wanted.confidence).plan
-        for one in demands
-    ]
+    with working(f"planning as it is, and with {len(wanted.what_if)} changes"):
+        plans = [
+            plan_fleet(one, solver=wanted.solver, time_limit_s=wanted.time_limit_s, confidence=wanted.confidence).plan
+            for one in demands
+        ]
     print_what_if(plans[0], list(zip(wanted.what_if, plans[1:], strict=True)), as_json=wanted.as_json)
     if all(plan.totals is None for plan in plans):
         raise typer.Exit(_INFEASIBLE)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from qplan.profiles.packs import Pack
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -41,18 +38,22 @@ def fit(
 ) -> None:
     """Fit surrogates to a store or pack; report their errors on loads, settings and models that were left out."""
     from qplan.cli.fit_measured import fit_measured
+    from qplan.core.errors import InputError
     from qplan.models.fitted import KIND
     from qplan.models.fitting import fit_rows
     from qplan.models.saved import save
+    from qplan.profiles.sources import read_profiles
     from qplan.report.fits import check_plot, draw_report, print_report
     from qplan.report.measuring import count_bar
 
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise InputError(f"--out: {out}; expected the name of a file in a folder that is there")
     if measured is not None:
         fit_measured(profiles, measured, out, plot, as_json=as_json)
         return
     if plot is not None:
         check_plot(plot)
-    pack = _profiles(profiles)
+    pack = read_profiles(profiles)
     with count_bar("fitting") as progress:
         report = fit_rows(pack.table, pack.card.name, pack.card.known_error, progress)
     if out is not None:
@@ -67,14 +68,3 @@ def fit(
 
 
 fit.__doc__ = f"{fit.__doc__}\n{EXAMPLES}"
-
-
-def _profiles(name: str) -> Pack:
-    """Read a store, or a pack."""
-    from qplan.profiles.packs import Pack, read_pack
-    from qplan.profiles.store import ProfileStore, is_store
-
-    if not is_store(name):
-        return read_pack(name)
-    with ProfileStore(name) as store:
-        return Pack.of_store(str(store), store.read())

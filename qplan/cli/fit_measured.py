@@ -11,7 +11,6 @@ from qplan.core.errors import InputError
 
 if TYPE_CHECKING:
     from qplan.models.fitted import Fitted
-    from qplan.profiles.packs import Pack
 
 
 def fit_measured(profiles: str, measured: str, out: Path | None, plot: Path | None, *, as_json: bool) -> None:
@@ -20,11 +19,12 @@ def fit_measured(profiles: str, measured: str, out: Path | None, plot: Path | No
     from qplan.models.fitted import KIND
     from qplan.models.saved import save
     from qplan.models.surrogates import Surrogates
+    from qplan.profiles.sources import read_profiles
     from qplan.report.calibrating import check_curve_plot, draw_few_points, print_calibration
 
     if plot is not None:
         check_curve_plot(plot)
-    prior, pack = _prior(profiles), read_rows(measured)
+    prior, pack = _prior(profiles), read_profiles(measured)
     name, table = pack.card.name, pack.table
     found, few = calibrate_fitted(prior, table, name)
     if plot is not None:
@@ -43,6 +43,7 @@ def _prior(profiles: str) -> Fitted:
     from qplan.models.fitted import SHIPPED
     from qplan.models.fitting import fit_profiles
     from qplan.models.surrogates import open_fitted
+    from qplan.profiles.sources import read_profiles
     from qplan.report.measuring import count_bar
 
     if f"{profiles}.qplan" == SHIPPED or profiles.endswith(".qplan"):
@@ -55,17 +56,6 @@ def _prior(profiles: str) -> Fitted:
         if found is None:
             raise InputError(f"{profiles}: holds no step times to correct; expected a fit to prefill and decode rows")
         return found
-    pack = read_rows(profiles)
+    pack = read_profiles(profiles)
     with count_bar("fitting") as progress:
         return fit_profiles(pack.table, pack.card.name, pack.card.known_error, progress)[0]
-
-
-def read_rows(name: str) -> Pack:
-    """Read a store, or a pack."""
-    from qplan.profiles.packs import Pack, read_pack
-    from qplan.profiles.store import ProfileStore, is_store
-
-    if not is_store(name):
-        return read_pack(name)
-    with ProfileStore(name) as store:
-        return Pack.of_store(str(store), store.read())

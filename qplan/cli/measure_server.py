@@ -281,15 +281,10 @@ def report(
 
     Example: qplan measure report profiles.db -o report.html
     """
-    from qplan.profiles.packs import read_pack
-    from qplan.profiles.store import ProfileStore, is_store
+    from qplan.profiles.sources import read_profiles
     from qplan.report.measured import print_measured, write_report
 
-    if is_store(name):
-        with ProfileStore(name) as opened:
-            observations = opened.read()
-    else:
-        observations = read_pack(name).table
+    observations = read_profiles(name).table
     if out is None or as_json:
         print_measured(observations, as_json=as_json)
     if out is not None:

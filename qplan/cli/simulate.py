@@ -86,9 +86,10 @@ def simulate(
     from qplan.core.slo import Slo
     from qplan.models.simulator.fleetfile import make_fleet, read_fleet
     from qplan.models.simulator.summary import Summary
+    from qplan.report.figure_files import check_plot, write_figure
     from qplan.report.measuring import progress_bar
     from qplan.report.simulation import Simulated, print_simulation
-    from qplan.report.simulation_plots import Recorder, check_plot, write_plot
+    from qplan.report.simulation_plots import Recorder, draw
 
     if fleet is None:
         raise InputError("--fleet: which replicas serve? expected a fleet (JSON) or a plan of qplan capacity --json")
@@ -113,7 +114,7 @@ def simulate(
     said = served_by.provenance, served_by.warnings, served_by.power_note
     simulated = Simulated(source, policy.value, seed, summary, runner.use(), *said)
     if plot is not None and recorder is not None:
-        write_plot(plot, recorder, simulated)
+        write_figure(plot, draw(recorder.columns(), simulated))
     print_simulation(simulated, plot, as_json=json_output)
 
 

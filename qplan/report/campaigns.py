@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 JSON_SCHEMA_VERSION = 1
 
 _LAST_EVENTS = 8
-_KEY_DIGITS = 12
 
 
 def print_grid(grid: Grid, states: dict[str, str], estimate_s: float, *, as_json: bool) -> None:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qplan.core.demand import MEASURES
-from qplan.core.errors import InputError
 from qplan.report.measured_axes import Drawn, finished, grid, legend, style
-from qplan.report.simulation_plots import check_plot
 from qplan.report.sweeps import figures
 
 if TYPE_CHECKING:
     from qplan.core.fleetplan import FleetPlan
-
-__all__ = ["check_plot", "draw_fleet", "draw_front", "draw_sweep", "write_figure"]
 
 _LABELS = {**{name: f"{name} ({unit})" for name, unit in MEASURES.items()}, "quality": "quality (share of 16 bits)"}
 
@@ -82,25 +75,3 @@ def draw_front(measures: Sequence[str], plans: Sequence[FleetPlan]) -> Drawn:
             at.plot([x for x, _ in pairs], [y for _, y in pairs], marker="o", linestyle=":", color="#D55E00")
             at.set(xlabel=_LABELS[first], ylabel=_LABELS[measure])
         return finished("front", plans[0].name, "Fleets of which none is better in every measure.", figure)
-
-
-def write_figure(path: Path, drawn: Drawn) -> None:
-    """Write a figure as a picture or as a page that needs no other file, by the suffix of `path`."""
-    try:
-        if path.suffix.casefold() == ".png":
-            path.write_bytes(drawn.png)
-        else:
-            path.write_text(_page(drawn), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--plot: cannot write {path}: {error.strerror}") from None
-
-
-def _page(drawn: Drawn) -> str:
-    picture = base64.b64encode(drawn.png).decode("ascii")
-    title = html.escape(drawn.title)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f'<body style="font-family: sans-serif; max-width: 75em; margin: 2em auto">\n<h1>{title}</h1>\n'
-        f'<img alt="{title}" style="width: 100%" src="data:image/png;base64,{picture}">\n'
-        f"<p>{html.escape(drawn.caption)}</p>\n</body>\n</html>\n"
-    )

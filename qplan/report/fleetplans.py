@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from qplan.core.demand import MEASURES
 from qplan.core.units import format_duration
-from qplan.report.output import console, print_json
+from qplan.report.output import console, facts_table, print_json
+from qplan.report.plans import print_assumptions, print_refusal
 from qplan.report.verification import print_verification
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from qplan.core.fleetplan import FleetPlan, Group, Period
@@ -29,9 +29,7 @@ def print_fleet_plan(plan: FleetPlan, explanation: FleetExplanation | None = Non
         return
     out = console()
     if plan.totals is None:
-        out.print(f"[bold red]No feasible plan[/bold red] ({plan.constraint}): {plan.reason}")
-        for number, change in enumerate(plan.nearest):
-            out.print(f"  {'nearest change' if number == 0 else '            or'}: [bold]{change}[/bold]")
+        print_refusal(out, plan)
     else:
         out.print(_fleet(plan))
         out.print(_facts(plan))
@@ -40,7 +38,7 @@ def print_fleet_plan(plan: FleetPlan, explanation: FleetExplanation | None = Non
     if explanation is not None:
         out.print("\n[bold]why this plan[/bold]")
         out.print(_explained(explanation))
-    _print_assumptions(out, plan)
+    print_assumptions(out, plan)
 
 
 def spans(plan: FleetPlan) -> list[tuple[Period, ...]]:
@@ -108,7 +106,7 @@ def _hours(span: Sequence[Period]) -> str:
 def _facts(plan: FleetPlan) -> Table:
     assert plan.totals is not None
     totals = plan.totals
-    table = _pairs()
+    table = facts_table()
     days = plan.hours / 24
     money = f"[bold]{totals.cost:,.2f} $[/bold]" + ("" if days == 1 else f", {totals.cost / days:,.2f} $/day")
     gpus = ", ".join(f"{count} x {pool}" for pool, count in plan.most_gpus.items())
@@ -136,6 +134,8 @@ def _facts(plan: FleetPlan) -> Table:
         f"{plan.status}: {plan.objective:,.5g} {unit} ({plan.objective_name}), proven lower bound {bound}, gap {gap} "
         f"({plan.solver}, {format_duration(plan.solve_s)})",
     )
+    if plan.objective_name == "cost" and round(plan.objective or 0.0, 2) != round(totals.cost, 2):
+        table.add_row("", "the total counts energy by the predicted power, the proof in proportion to load")
     for number, source in enumerate(plan.provenance):
         table.add_row("numbers" if number == 0 else "", source)
     for warning in plan.warnings:
@@ -144,7 +144,7 @@ def _facts(plan: FleetPlan) -> Table:
 
 
 def _explained(why: FleetExplanation) -> Table:
-    table = _pairs()
+    table = facts_table()
     for what in why.binding:
         table.add_row("binds", what)
     for name, worth in why.worth_of_gpu.items():
@@ -165,24 +165,4 @@ def _explained(why: FleetExplanation) -> Table:
         )
     for reason, count in why.rejected.items():
         table.add_row("left out", f"{count} deployments: {reason}")
-    return table
-
-
-def _print_assumptions(out: Console, plan: FleetPlan) -> None:
-    if not plan.assumptions:
-        return
-    out.print("\nassumed, since nothing else was said:")
-    table = _pairs()
-    table.add_column()
-    for assumption in plan.assumptions:
-        table.add_row(assumption.what, assumption.value, f"[dim]{assumption.flag}[/dim]")
-    out.print(table)
-
-
-def _pairs() -> Table:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
     return table

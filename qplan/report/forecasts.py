@@ -24,6 +24,7 @@ _PANELS = (
     ("TPOT", ("tpot_p50", "tpot_p90", "tpot_mean")),
     ("energy", ("j_per_token",)),
 )
+_WORDS = {"output_tokens_per_s": "output", "power_w": "power", "j_per_token": "energy"}
 
 
 def print_forecast(found: Forecast, *, as_json: bool) -> None:
@@ -98,7 +99,7 @@ def _of(found: Forecast, name: str) -> Prediction | None:
 
 def _label(one: Quantity) -> str:
     name, _, percentile = one.name.partition("_p")
-    return f"{name.upper()} p{percentile}" if percentile.isdecimal() else one.name
+    return f"{name.upper()} p{percentile}" if percentile.isdecimal() else _WORDS.get(one.name, one.name)
 
 
 def _value(one: Quantity) -> str:

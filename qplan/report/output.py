@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 _PIPED_WIDTH = 160  # of what goes to a file or a pipe, where nothing says how wide it may be
@@ -36,11 +38,34 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     console().print(table)
 
 
+def facts_table() -> Table:
+    """Return an empty table for rows of a name and a text; text is taken as markup."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    return table
+
+
 def console() -> Console:
     """Return a console on standard output; piped output is wide enough that no table is cut."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on standard error, where that is a terminal, that `what` is being done, and for how long; then wipe it."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    errors = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def _finite(value: Any) -> Any:

@@ -8,13 +8,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from qplan.core.units import format_duration
-from qplan.report.output import console, print_json
+from qplan.report.output import console, facts_table, print_json
 from qplan.report.verification import print_verification
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from qplan.core.fleetplan import FleetPlan
     from qplan.core.plan import LatencyPrediction, Plan, ReplicaGroup
     from qplan.solvers.capacity.why import Explanation
 
@@ -35,17 +36,18 @@ def print_plan(
         return
     out = console()
     if plan.status == "infeasible":
-        _print_refusal(out, plan)
+        print_refusal(out, plan)
     else:
         _print_fleet(out, plan)
     if verification is not None:
         print_verification(out, verification)
     if explanation is not None:
         _print_explanation(out, plan, explanation)
-    _print_assumptions(out, plan)
+    print_assumptions(out, plan)
 
 
-def _print_refusal(out: Console, plan: Plan) -> None:
+def print_refusal(out: Console, plan: Plan | FleetPlan) -> None:
+    """Print why there is no plan, and the nearest changes with which there is one."""
     out.print(f"[bold red]No feasible plan[/bold red] ({plan.constraint}): {plan.reason}")
     for number, change in enumerate(plan.nearest):
         out.print(f"  {'nearest change' if number == 0 else '            or'}: [bold]{change}[/bold]")
@@ -62,7 +64,7 @@ def _print_fleet(out: Console, plan: Plan) -> None:
     out.print(table)
     out.print()
 
-    facts = _facts()
+    facts = facts_table()
     gpus = ", ".join(f"{count} x {name}" for name, count in plan.gpus.items())
     facts.add_row("fleet", f"[bold]{gpus}[/bold], [bold]{plan.cost_per_hour:.2f} $/h[/bold]")
     for latency in plan.predicted:
@@ -92,7 +94,7 @@ def _print_fleet(out: Console, plan: Plan) -> None:
 
 def _print_explanation(out: Console, plan: Plan, why: Explanation) -> None:
     out.print("\n[bold]why this plan[/bold]")
-    table = _facts()
+    table = facts_table()
     table.add_row("one more request/s", f"costs {why.marginal_cost_per_qps:.3g} {why.unit}, were replicas divisible")
     whole = f"{why.whole_replicas_cost:.3g} {why.unit} of {plan.objective:.4g} are paid because replicas come whole"
     table.add_row("whole replicas", whole)
@@ -111,11 +113,12 @@ def _print_explanation(out: Console, plan: Plan, why: Explanation) -> None:
     out.print(table)
 
 
-def _print_assumptions(out: Console, plan: Plan) -> None:
+def print_assumptions(out: Console, plan: Plan | FleetPlan) -> None:
+    """Print what the plan took for granted, and how to say otherwise."""
     if not plan.assumptions:
         return
     out.print("\nassumed, since nothing else was said:")
-    table = _facts()
+    table = facts_table()
     table.add_column()
     for assumption in plan.assumptions:
         table.add_row(assumption.what, assumption.value, f"[dim]{assumption.flag}[/dim]")
@@ -151,13 +154,4 @@ def _grid(*titles: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in titles:
         table.add_column(title, justify="left" if title == "deployment" else "right")
-    return table
-
-
-def _facts() -> Table:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
     return table

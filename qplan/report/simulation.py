@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qplan.core.units import format_duration
-from qplan.report.output import console, print_json
+from qplan.report.output import console, facts_table, print_json
 
 if TYPE_CHECKING:
     from qplan.models.simulator.simulation import FleetUse, ReplicaUse
@@ -80,12 +80,8 @@ def print_simulation(simulated: Simulated, plot: Path | None = None, *, as_json:
 
 
 def _print_facts(simulated: Simulated, plot: Path | None) -> None:
-    from rich.table import Table
-
     summary, energy_j = simulated.summary, simulated.use.energy_j
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column()
+    facts = facts_table()
     for slo, met in zip(summary.slos, summary.met, strict=True):
         share = met / max(summary.requests, 1)
         verdict = ""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import html
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qplan.core.errors import InputError, nearest
 from qplan.report.measured_axes import Drawn, finished, grid, legend, style
 
 if TYPE_CHECKING:
@@ -19,7 +15,6 @@ if TYPE_CHECKING:
     from qplan.models.steptimes import Floats
     from qplan.report.simulation import Simulated
 
-SUFFIXES = (".png", ".html")
 _BINS = 120
 _MOST_LINES = 6  # replicas that get a line each; of more, their range is drawn
 
@@ -37,32 +32,6 @@ class Recorder:
     def columns(self) -> Floats:
         """Return arrivals, TTFT and TPOT, (3, N) seconds; NaN where there is none."""
         return np.concatenate([np.zeros((3, 0)), *self._parts], axis=1)
-
-
-def check_plot(path: Path) -> None:
-    """Refuse a file name whose kind of figure is unknown, before any work."""
-    if path.suffix.casefold() not in SUFFIXES:
-        raise InputError(f"--plot: {path}; expected a name that ends in .png or .html{nearest(path.suffix, SUFFIXES)}")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--plot: no folder {path.parent}")
-
-
-def write_plot(path: Path, recorder: Recorder, simulated: Simulated) -> None:
-    """Draw a simulation, and write it as a picture or as a page that needs no other file.
-
-    Raises
-    ------
-    InputError
-        matplotlib is not installed, or the file cannot be written.
-    """
-    drawn = draw(recorder.columns(), simulated)
-    try:
-        if path.suffix.casefold() == ".png":
-            path.write_bytes(drawn.png)
-        else:
-            path.write_text(_page(drawn), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--plot: cannot write {path}: {error.strerror}") from None
 
 
 def draw(columns: Floats, simulated: Simulated) -> Drawn:
@@ -114,14 +83,3 @@ def _lines(at: Axes, simulated: Simulated, series: list[Floats], label: str) -> 
         at.fill_between(time, stacked.min(axis=0), stacked.max(axis=0), color="#bbbbbb", label="range of replicas")
         at.plot(time, stacked.mean(axis=0), color="#000000", label="mean of replicas")
     at.set(xlabel="time (s)", ylabel=label, ylim=(0, None))
-
-
-def _page(drawn: Drawn) -> str:
-    picture = base64.b64encode(drawn.png).decode("ascii")
-    title = html.escape(drawn.title)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f'<body style="font-family: sans-serif; max-width: 75em; margin: 2em auto">\n<h1>{title}</h1>\n'
-        f'<img alt="{title}" style="width: 100%" src="data:image/png;base64,{picture}">\n'
-        f"<p>{html.escape(drawn.caption)}</p>\n</body>\n</html>\n"
-    )

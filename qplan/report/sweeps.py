@@ -51,7 +51,7 @@ def print_what_if(base: FleetPlan, others: Sequence[tuple[str, FleetPlan]], *, a
     rows = [("as it is", *_texts(base, names), fleet_text(base))]
     for change, plan in others:
         rows.append((change, *_texts(plan, names), fleet_text(plan)))
-        rows.append(("  difference", *(_signed(differences(base, plan)[name]) for name in names), ""))
+        rows.append(("  difference", *(_signed(name, differences(base, plan)[name]) for name in names), ""))
     print_table(("", "$", "GPU-hours", "kWh", "kg CO2e", "quality", "fleet in the busiest period"), rows)
     for change, plan in others:
         if plan.totals is None:
@@ -94,8 +94,10 @@ def _text(name: str, value: float | None) -> str:
     return f"{value:.2%}" if name == "quality" else f"{value:,.2f}"
 
 
-def _signed(value: float | None) -> str:
-    return "—" if value is None else f"{value:+,.4g}"
+def _signed(name: str, value: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{round(value, 4) + 0.0:+.2%}" if name == "quality" else f"{value:+,.4g}"  # + 0.0: no -0.00%
 
 
 def _gap(plan: FleetPlan) -> str:

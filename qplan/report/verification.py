@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from qplan.report.output import facts_table
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def print_verification(out: Console, verification: Mapping[str, Any]) -> None:
     """Print a verification, given as the data that ``Tightened.to_json`` returns."""
-    from rich.table import Table
-
     out.print("\n[bold]verified in simulation[/bold]")
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table = facts_table()
     for name, text in verification_rows(verification):
         table.add_row(name, text)
     out.print(table)

@@ -46,7 +46,7 @@ class HighsBackend:
         highs.setOptionValue("output_flag", False)
         highs.setOptionValue("time_limit", float(time_limit_s))
         highs.setOptionValue("mip_rel_gap", float(mip_gap))
-        _pass_model(highs, program)
+        pass_model(highs, program)
         is_mip = bool(program.integer.any())
         if start is not None and is_mip:
             highs.setSolution(len(start), np.arange(len(start), dtype=np.int32), start)
@@ -78,7 +78,8 @@ class HighsBackend:
         )
 
 
-def _pass_model(highs: highspy.Highs, program: MatrixProgram) -> None:
+def pass_model(highs: highspy.Highs, program: MatrixProgram) -> None:
+    """Hand `program` over to `highs`."""
     import highspy
 
     status = highs.passModel(

@@ -14,6 +14,7 @@ from qplan.core.errors import InfeasibleError
 from qplan.core.plan import Assumption, LatencyPrediction, Plan, Prediction, ReplicaGroup
 from qplan.core.slo import METRICS
 from qplan.models.power.energy import energy, fleet_power
+from qplan.models.quality import Quality
 from qplan.models.serving import LoadedReplicas
 from qplan.models.sharing import SharingModel
 from qplan.solvers.capacity.ask import CapacityAsk
@@ -80,12 +81,17 @@ def solved(ask: CapacityAsk, found: Candidates, *, solver: str, time_limit_s: fl
     if result.status == "infeasible":
         raise inventory_obstacle(ask, problem, solver)
     if result.status == "no-solution":
-        raise InfeasibleError(
-            f"{solver} found no fleet within {time_limit_s:g} s",
-            constraint="time",
-            nearest=("--time-limit with more seconds",),
-        )
+        raise out_of_time(solver, time_limit_s)
     return result
+
+
+def out_of_time(solver: str, time_limit_s: float) -> InfeasibleError:
+    """Say that no fleet was found in time."""
+    return InfeasibleError(
+        f"{solver} found no fleet within {time_limit_s:g} s",
+        constraint="time",
+        nearest=("--time-limit with more seconds",),
+    )
 
 
 def answered(ask: CapacityAsk, found: Candidates, result: CapacityResult, *, solver: str, why: bool) -> Answer:
@@ -144,7 +150,7 @@ def _plan(ask: CapacityAsk, found: Candidates, result: CapacityResult) -> Plan:
         power_note="; ".join(dict.fromkeys(filter(None, burned.reasons)))
         if power is None
         else f"between {power.lower:.0f} and {power.upper:.0f} W ({power.basis})",
-        quality=_mean_quality(groups),
+        quality=mean_quality([(group.share, group.quality) for group in groups]),
         predicted=predicted,
         headroom=min(group.headroom for group in groups),
         objective=result.objective,
@@ -194,7 +200,6 @@ def _group(
     index: int,
     predicted: tuple[LatencyPrediction, ...],
 ) -> ReplicaGroup:
-    grade = found.quality[index]
     return ReplicaGroup(
         deployment=deployment.name,
         model=deployment.model.name,
@@ -208,9 +213,7 @@ def _group(
         share=share,
         load_qps=load_qps,
         saturation_qps=float(found.saturation_qps[index]),
-        quality=Prediction(
-            grade.value, grade.lower, grade.upper, grade.coverage, f"{grade.provenance}: {grade.source}"
-        ),
+        quality=graded(found.quality[index]),
         predicted=predicted,
     )
 
@@ -249,14 +252,19 @@ def error_band(metric: str, known_error: Mapping[str, Any] | None) -> tuple[floa
     return min(1.0, *(band["lower"] for band in bands)), max(1.0, *(band["upper"] for band in bands))
 
 
-def _mean_quality(groups: tuple[ReplicaGroup, ...]) -> Prediction:
-    """Weigh the groups' quality by the requests that they serve."""
-    total = sum(group.share for group in groups)
+def graded(grade: Quality) -> Prediction:
+    """Return a deployment's quality as plans have it."""
+    return Prediction(grade.value, grade.lower, grade.upper, grade.coverage, f"{grade.provenance}: {grade.source}")
+
+
+def mean_quality(serving: Sequence[tuple[float, Prediction]]) -> Prediction:
+    """Weigh the quality of what serves by the requests that it serves."""
+    total = sum(weight for weight, _ in serving)
 
     def mean(field: str) -> float:
-        return float(sum(group.share * getattr(group.quality, field) for group in groups) / total)
+        return float(sum(weight * getattr(quality, field) for weight, quality in serving) / total)
 
-    basis = "; ".join(dict.fromkeys(group.quality.basis for group in groups if group.share > 0))
+    basis = "; ".join(dict.fromkeys(quality.basis for weight, quality in serving if weight > 0))
     return Prediction(mean("value"), mean("lower"), mean("upper"), None, basis)
 
 

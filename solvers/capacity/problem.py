@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from qplan.core.errors import InputError, nearest
+from qplan.solvers.arrays import checked, checked_whole
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 Objective = Literal["cost", "gpus"]
 
+#: Replicas that demand keeps busy at least where it is served: solvers take less than their tolerance for nothing, and
+#: what is served at all needs a replica.
 LEAST_LOAD = 1e-5
 
 
@@ -74,63 +77,30 @@ class CapacityProblem:
         k, d, g = self.classes, self.deployments, self.gpu_types
         if not k or not d:
             raise InputError(f"a capacity problem needs classes and deployments; it has {len(k)} and {len(d)}")
-        self._store("rate_qps", (k,), above=0.0)
-        self._store("capacity_qps", (k, d), at_least=0.0)
-        self._store("gpu_type", (d,), at_least=0.0, below=float(len(g)), whole=True)
-        self._store("gpus", (d,), at_least=1.0, whole=True)
-        self._store("cost_per_hour", (d,), at_least=0.0)
-        self._store("quality", (k, d), at_least=0.0)
-        self._store("inventory", (g,), at_least=0.0, infinite=True)
+        arrays = {
+            "rate_qps": checked("rate_qps", self.rate_qps, (k,), above=0.0),
+            "capacity_qps": checked("capacity_qps", self.capacity_qps, (k, d), at_least=0.0),
+            "gpu_type": checked_whole("gpu_type", self.gpu_type, (d,), at_least=0, below=len(g)),
+            "gpus": checked_whole("gpus", self.gpus, (d,), at_least=1),
+            "cost_per_hour": checked("cost_per_hour", self.cost_per_hour, (d,), at_least=0.0),
+            "quality": checked("quality", self.quality, (k, d), at_least=0.0),
+            "inventory": checked("inventory", self.inventory, (g,), at_least=0.0, infinite=True),
+        }
+        for name, array in arrays.items():
+            object.__setattr__(self, name, array)
         if self.objective not in ("cost", "gpus"):
             hint = nearest(str(self.objective), ["cost", "gpus"])
             raise InputError(f"objective '{self.objective}': expected cost or gpus{hint}")
         if self.spare not in (0, 1):
             raise InputError(f"spare {self.spare}: expected 0 or 1 replicas to lose")
 
-    def _store(
-        self,
-        field: str,
-        axes: tuple[tuple[str, ...], ...],
-        *,
-        at_least: float = -np.inf,
-        above: float = -np.inf,
-        below: float = np.inf,
-        whole: bool = False,
-        infinite: bool = False,
-    ) -> None:
-        """Check one array against its axes' names and its range, and store it as an array that cannot be written."""
-        try:
-            array = np.array(getattr(self, field), float)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{field}: expected numbers ({error})") from None
-        shape = tuple(len(names) for names in axes)
-        if array.shape != shape:
-            raise InputError(f"{field}: expected shape {shape}, found {array.shape}")
-        good = (array >= at_least) & (array > above) & (array < below) | (infinite & (array == np.inf))
-        if whole:
-            good &= array == np.round(array)
-        if not good.all():
-            where = tuple(int(i[0]) for i in np.nonzero(~good))
-            names = ", ".join(f"'{axis[i]}'" for axis, i in zip(axes, where, strict=True))
-            wanted = f"above {above:g}" if above > -np.inf else f"at least {at_least:g}"
-            wanted += f" and below {below:g}" if below < np.inf else ""
-            kind = "a whole number" if whole else "a number" if infinite else "a finite number"
-            raise InputError(f"{field} of {names}: expected {kind} {wanted}, found {array[where]:g}")
-        if whole:
-            array = array.astype(np.int64)
-        array.setflags(write=False)
-        object.__setattr__(self, field, array)
-
     @property
     def load(self) -> NDArray[np.float64]:
         """Replicas that each class keeps busy if all of it goes to one deployment; 0 where not eligible. (K, D).
 
-        At least :data:`LEAST_LOAD` where eligible: solvers take less than their tolerance for nothing, and a class
-        that is served at all needs a replica.
+        At least :data:`LEAST_LOAD` where eligible.
         """
-        eligible = self.capacity_qps > 0
-        busy = np.divide(self.rate_qps[:, None], self.capacity_qps, out=np.zeros(eligible.shape), where=eligible)
-        return np.where(eligible, np.maximum(busy, LEAST_LOAD), 0.0)
+        return replicas_busy(self.rate_qps[:, None], self.capacity_qps, self.capacity_qps > 0)
 
     @property
     def price(self) -> NDArray[np.float64]:
@@ -195,3 +165,17 @@ class CapacityResult:
     gap: float | None
     seconds: float
     backend: str
+
+
+def replicas_busy(
+    rate_qps: NDArray[np.float64], capacity_qps: NDArray[np.float64], serves: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the replicas that demand keeps busy, at least :data:`LEAST_LOAD`; 0 where they do not serve it.
+
+    Parameters
+    ----------
+    rate_qps : ndarray of shape (K, 1)
+    capacity_qps, serves : ndarray of shape (K, D)
+    """
+    busy = np.divide(rate_qps, capacity_qps, out=np.zeros(serves.shape), where=serves)
+    return np.where(serves, np.maximum(busy, LEAST_LOAD), 0.0)

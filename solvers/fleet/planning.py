@@ -11,9 +11,8 @@ import numpy as np
 from qplan.core.demand import Demand
 from qplan.core.errors import InfeasibleError, InputError
 from qplan.core.fleetplan import FleetPlan, Group, Period, PlannedBucket, PlannedOption, Totals
-from qplan.core.plan import Assumption, Prediction
-from qplan.models.quality import Quality
-from qplan.solvers.capacity.planner import doubts, price_assumptions
+from qplan.core.plan import Assumption
+from qplan.solvers.capacity.planner import doubts, graded, mean_quality, out_of_time, price_assumptions
 from qplan.solvers.fleet.asking import Asked, ask_fleet
 from qplan.solvers.fleet.measures import kwh_used
 from qplan.solvers.fleet.obstacles import obstacle
@@ -84,11 +83,7 @@ def solved(asked: Asked, *, solver: str, time_limit_s: float) -> FleetAnswer:
     if result.status == "infeasible":
         raise obstacle(asked, solver)
     if result.status == "no-solution":
-        raise InfeasibleError(
-            f"{solver} found no fleet within {time_limit_s:g} s",
-            constraint="time",
-            nearest=("--time-limit with more seconds",),
-        )
+        raise out_of_time(solver, time_limit_s)
     return FleetAnswer(fleet_plan(asked, result), asked, result)
 
 
@@ -229,15 +224,11 @@ def _option(asked: Asked, d: int) -> PlannedOption:
         engine=one.engine,
         engine_version=one.engine_version,
         pool=asked.pools[asked.problem.pool[d]].name,
-        quality={name: _graded(grade) for name, grade in grades.items() if grade is not None},
+        quality={name: graded(grade) for name, grade in grades.items() if grade is not None},
         saturation_qps={name: float(asked.saturation_qps(k)[d]) for k, name in enumerate(classes)},
         idle_w=asked.idle_w(d),
         provenance=asked.provenance[d],
     )
-
-
-def _graded(grade: Quality) -> Prediction:
-    return Prediction(grade.value, grade.lower, grade.upper, grade.coverage, f"{grade.provenance}: {grade.source}")
 
 
 def _period(asked: Asked, result: FleetResult, groups: Groups, h: int) -> Period:
@@ -303,8 +294,9 @@ def _totals(asked: Asked, result: FleetResult, groups: Groups, kwh: tuple[float,
     for k, one in enumerate(demand.classes):
         mine = requests[asked.buckets.of_class(k)].sum(axis=0)
         by_option = mine.sum(axis=1)
-        serving = [(float(by_option[d]), grade) for d, grade in enumerate(asked.grades[k]) if by_option[d] and grade]
-        quality[one.name] = _mean_quality(serving)
+        quality[one.name] = mean_quality(
+            [(float(by_option[d]), graded(grade)) for d, grade in enumerate(asked.grades[k]) if by_option[d] and grade]
+        )
         sent = [(float(mine[d, h]), seen.latency[one.name]) for (d, h), seen in groups.items() if mine[d, h]]
         attainment[one.name] = sum(n * seen.attainment for n, seen in sent) / sum(n for n, _ in sent)
     has_carbon = kwh is not None and any(demand.carbon)
@@ -316,14 +308,3 @@ def _totals(asked: Asked, result: FleetResult, groups: Groups, kwh: tuple[float,
         quality=quality,
         attainment=attainment,
     )
-
-
-def _mean_quality(serving: list[tuple[float, Quality]]) -> Prediction:
-    """Weigh the options' quality by the requests that they serve."""
-    total = sum(weight for weight, _ in serving)
-    value, lower, upper = (
-        sum(weight * getattr(grade, field) for weight, grade in serving) / total
-        for field in ("value", "lower", "upper")
-    )
-    basis = "; ".join(dict.fromkeys(f"{grade.provenance}: {grade.source}" for _, grade in serving))
-    return Prediction(value, lower, upper, None, basis)

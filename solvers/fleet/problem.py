@@ -15,16 +15,13 @@ import numpy as np
 
 from qplan.core.errors import InputError, nearest
 from qplan.solvers.arrays import checked, checked_whole
+from qplan.solvers.capacity.problem import replicas_busy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: What a fleet is weighed by, over the horizon: $, GPU-hours, kWh, kg CO2e.
 MEASURES = ("cost", "gpus", "energy", "carbon")
-
-#: Replicas that a bucket with any demand keeps busy at least: solvers take less than their tolerance for nothing,
-#: and a bucket that is served at all needs a replica.
-LEAST_LOAD = 1e-5
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -182,12 +179,10 @@ class FleetProblem:
     def load(self, h: int) -> NDArray[np.float64]:
         """Replicas that each bucket keeps busy if all of it goes to one option. Shape (B, D).
 
-        0 where not eligible or without demand, else at least :data:`LEAST_LOAD`.
+        0 where not eligible or without demand, else at least :data:`~qplan.solvers.capacity.problem.LEAST_LOAD`.
         """
         rate = self.rate_qps[:, [h]]
-        serves = self.eligible & (rate > 0)
-        busy = np.divide(rate, self.capacity_qps, out=np.zeros(serves.shape), where=serves)
-        return np.where(serves, np.maximum(busy, LEAST_LOAD), 0.0)
+        return replicas_busy(rate, self.capacity_qps, self.eligible & (rate > 0))
 
     def at(self, h: int) -> FleetProblem:
         """Return the question of one period by itself: without starts, later measures, and limits over the horizon."""

@@ -117,10 +117,6 @@ class Verification:
             ],
         }
 
-    def worst(self) -> Attainment | None:
-        """Return the attainment that is least above, or most below, its target; ``None`` where there is no SLO."""
-        return min(self.attainments, key=lambda one: one.lower - one.target, default=None)
-
 
 def verify(fleet: PlannedFleet, *, requests: int = REQUESTS, seed: int = 0) -> Verification:
     """Replay the demand through the fleet.

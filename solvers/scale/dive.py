@@ -8,9 +8,12 @@ Programs", diploma thesis, TU Berlin, 2006, section 3.2; rounding up keeps capac
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from qplan.solvers.backends.highs import pass_model
 
 if TYPE_CHECKING:
     import highspy
@@ -29,23 +32,7 @@ def dive(program: MatrixProgram, deadline: float) -> Floats | None:
 
     highs = highspy.Highs()
     highs.setOptionValue("output_flag", False)
-    highs.passModel(
-        len(program.cost),
-        len(program.row_lower),
-        len(program.data),
-        highspy.MatrixFormat.kRowwise.value,
-        int(highspy.ObjSense.kMinimize),
-        0.0,
-        program.cost,
-        program.lower,
-        program.upper,
-        program.row_lower,
-        program.row_upper,
-        program.indptr,
-        program.indices,
-        program.data,
-        np.zeros(len(program.cost), np.int32),
-    )
+    pass_model(highs, replace(program, integer=np.zeros_like(program.integer)))
     whole = np.flatnonzero(program.integer)
     values = _solved(highs, deadline)
     while values is not None:

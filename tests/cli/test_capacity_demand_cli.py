@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from qplan.cli import main
 from qplan.cli.app import app
 from qplan.core.errors import InputError, QplanError
 from qplan.core.fleetplan import FleetPlan
@@ -89,6 +90,7 @@ def test_the_example_is_printed() -> None:
         (["--gpus", "h100"], r"--gpus: .*demand.yaml says that"),
         (["--objective", "cots"], r"unknown measure 'cots'.* did you mean 'cost'"),
         (["--confidence", "95"], r"--confidence: 95; expected at least 0.5 and below 1"),
+        (["--time-limit", "-3s"], r"--time-limit: '-3s'; expected more than 0"),
         (["--sweep", "qps=1..2", "--pareto", "cost,gpus"], r"--sweep and --pareto: expected one of them"),
         (["--sweep", "qps=1..2", "--explain"], r"--explain: goes with a single plan, not with --sweep"),
         (["--pareto", "cost,watts"], r"pareto: unknown 'watts'"),
@@ -115,3 +117,31 @@ def test_no_fleet_is_an_answer_with_exit_code_3(path: Path) -> None:
     assert done.exit_code == 3
     assert "No feasible plan" in done.output
     assert "nearest change" in done.output
+
+
+def test_long_work_is_shown_on_a_terminal(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["qplan", "capacity", str(path), "--json"])
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard error for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr()
+    assert "planning" in shown.err
+    assert json.loads(shown.out)["status"] == "optimal"
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qplan.solvers.fleet.planning.plan_fleet", pressed)
+    monkeypatch.setattr(sys, "argv", ["qplan", "capacity", str(path), "--plot", str(path.with_name("fleet.png"))])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", "qplan: interrupted\n")
+    assert list(path.parent.iterdir()) == [path]

@@ -55,6 +55,15 @@ def test_measured_loads_are_fitted_shown_drawn_saved_and_asked(tmp_path: Path) -
     assert isinstance(refused.exception, QplanError)
 
 
+@pytest.mark.parametrize("name", ["none/ours.qplan", "."])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_fitted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed = run("fit", "nothing-of-this-name", "-o", name)
+    assert str(failed.exception).startswith(f"--out: {name}; expected the name of a file")
+
+
 def test_a_plot_of_another_kind_is_refused_before_anything_is_fitted() -> None:
     pytest.importorskip("matplotlib")
     failed = run("fit", "llamacpp-cpu", "--plot", "calibration.gif")

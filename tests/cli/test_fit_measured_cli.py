@@ -59,6 +59,18 @@ def test_predictions_and_plans_are_of_the_measured_engine(folder: Path) -> None:
     assert widths[1] < widths[0]
 
 
+def test_a_fleet_is_planned_on_the_corrected_times_with_confidence(folder: Path) -> None:
+    chat = "{name: chat, rate: 100qps, demand: flat, lengths: chat, models: [llama-3.1-8b], quantizations: [BF16]}"
+    (folder / "demand.yaml").write_text(
+        f"profiles: {folder / 'ours.qplan'}\nclasses: [{chat}]\ngpus: [{{gpu: h100, count: 64}}]\nperiod: 24h\n"
+    )
+    shown = run("capacity", str(folder / "demand.yaml"), "--confidence", "0.8", "--json")
+    assert shown.exit_code == 0, shown.output
+    plan = json.loads(shown.output)
+    assert all("corrected by" in option["provenance"] for option in plan["options"])
+    assert not any("unknown" in warning for warning in plan["warnings"])  # the errors came with the model
+
+
 def test_a_simulation_runs_on_the_corrected_times(folder: Path) -> None:
     group = {"model": "llama-3.1-8b", "quantization": "BF16", "gpu": "h100", "engine": "vllm"}
     (folder / "fleet.json").write_text(json.dumps({"schema_version": 1, "replicas": [group]}))

@@ -134,6 +134,13 @@ def test_wrong_input_is_a_clear_error(arguments: list[str], message: str, trace:
     assert "\n" not in str(raised.value)
 
 
+def test_a_plan_by_the_hour_is_sent_to_the_planner(tmp_path: Path) -> None:
+    plan = tmp_path / "day.json"
+    plan.write_text(json.dumps({"kind": "fleet-plan", "objective_name": "cost", "periods": []}))
+    with pytest.raises(InputError, match=r"plan by the hour, which qplan capacity DEMAND.yaml --verify simulates"):
+        simulate("--qps", "3", "--fleet", str(plan))
+
+
 def test_the_process_says_it_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "qplan", "simulate", "--qps", "3", "--fleet", str(tmp_path / "none.json")],

@@ -105,6 +105,20 @@ def test_the_kv_cache_caps_the_batch() -> None:
     assert near.batch[0] <= 8
 
 
+@pytest.mark.parametrize("slots", [4, 30, 200])
+@pytest.mark.parametrize("percentile", [75.0, 90.0, 99.0])
+def test_tpot_does_not_fall_as_the_slots_fill(slots: int, percentile: float) -> None:
+    """Just below the stable rate the batch hardly varies any more, and its mean hardly grows."""
+    workload = Workload.fixed("isl=100,osl=501")
+    roomy = affine()
+    model = SharingModel(roomy.steps, np.array([slots * 601.0]), roomy.max_context)
+    stable = model.saturation_qps(workload, ())
+    shares = [0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.994, 0.996, 0.998, 0.999, 0.9999, 0.999999]
+    curve = [model.at(workload, stable * share).percentile("tpot", percentile)[0] for share in shares]
+    assert np.diff(curve).min() >= -1e-9 * curve[-1]
+    assert curve[-1] == pytest.approx(D0 + D1 * slots + (slots - 1) * (P0 + P1 * 100) / 500, rel=0.05)
+
+
 def test_a_request_longer_than_the_cache_or_the_context_is_not_served() -> None:
     workload = Workload.of("long", "chat", [(100, 10, 0.99), (8000, 500, 0.01)], "made up")
     assert affine().saturation_qps(workload, ())[0] == 0

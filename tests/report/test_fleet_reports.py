@@ -10,7 +10,8 @@ import pytest
 from qplan.core.errors import InputError
 from qplan.core.fleetplan import ClassLatency, FleetPlan, Group, Period, PlannedBucket, PlannedOption, Totals
 from qplan.core.plan import Assumption, LatencyPrediction, Prediction
-from qplan.report.fleet_plots import check_plot, draw_fleet, draw_front, draw_sweep, write_figure
+from qplan.report.figure_files import check_plot, write_figure
+from qplan.report.fleet_plots import draw_fleet, draw_front, draw_sweep
 from qplan.report.fleetplans import print_fleet_plan, spans
 from qplan.report.sweeps import differences, figures, print_front, print_sweep, print_what_if
 from qplan.solvers.fleet.why import Doubt, FleetExplanation, OtherFleet
@@ -78,6 +79,14 @@ def test_hours_with_the_same_fleet_share_a_column(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     for said in ("0–2h", "2h", "3–5h", "48.00 $", "9.0 GPU-hours", "97.0% of requests", "gap 0.00%", "arrivals"):
         assert said in shown
+    assert "proportion to load" not in shown
+
+
+def test_a_total_that_is_not_the_solvers_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = fleet((1, 1))
+    assert plan.totals is not None
+    print_fleet_plan(replace(plan, totals=replace(plan.totals, cost=plan.totals.cost + 0.3)), as_json=False)
+    assert "the proof in proportion to load" in capsys.readouterr().out
 
 
 def test_many_different_hours_are_shown_by_their_range(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +130,7 @@ def test_sweeps_fronts_and_what_ifs_are_tables(capsys: pytest.CaptureFixture[str
     print_what_if(base, [("+1h100", dearer), ("slo.ttft=1ms", refused)], as_json=False)
     shown = capsys.readouterr().out
     assert "+12" in shown
+    assert "+0.00%" in shown
     assert "slo.ttft=1ms: no feasible plan (inventory): too few GPUs; nearest change: h100: count 9 (+1)" in shown
 
 

@@ -32,12 +32,17 @@ folder = Path(sys.argv[1])
 ray.init(num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[2])
 events, killed = [], []
 
+def supervises(process):
+    try:
+        return "supervise" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # Ray's idle workers come and go
+        return False
+
 def emit(event):
     events.append(event)
     if isinstance(event, EngineReady) and not killed:
         # The worker that runs a task is the parent of its engine's supervisor.
-        own = psutil.Process().children(recursive=True)
-        killed.append([p for p in own if any("supervise" in " ".join(c.cmdline()) for c in p.children())][0].pid)
+        killed.append(next(p.ppid() for p in psutil.Process().children(recursive=True) if supervises(p)))
         os.kill(killed[0], signal.SIGKILL)
 
 plan, text = read_plan(folder / "plan.yaml")
