@@ -68,10 +68,9 @@ def print_grid(grid: Grid, states: dict[str, str], estimate_s: float, *, as_json
     for refused in grid.refused:
         print_line(f"not measured: {refused.what}: {refused.reason}")
     to_do = sum(states.get(point.key, "pending") in ("pending", "running") for _, point in points)
-    print_line(
-        f"{len(points)} points in {len(grid.blocks)} engine starts, {to_do} to do, {len(grid.refused)} combinations "
-        f"not measured; about {clock(estimate_s)}"
-    )
+    starts = f"{len(grid.blocks)} engine start{'' if len(grid.blocks) == 1 else 's'}"
+    refused_count = f"{len(grid.refused)} combination{'' if len(grid.refused) == 1 else 's'} not measured"
+    print_line(f"{len(points)} points in {starts}, {to_do} to do, {refused_count}; about {clock(estimate_s)}")
 
 
 def print_line(text: str) -> None:

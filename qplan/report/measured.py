@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 JSON_SCHEMA_VERSION = 1
-_MAIN_METRICS = ("perplexity", "kl_divergence", "top1_agreement")
+_MAIN_METRICS = (
+    *("perplexity", "kl_divergence", "top1_agreement"),
+    *("accuracy", "exact_match", "pass@1", "hard_satisfaction_rate", "rouge_l"),
+)
 _REASON_LENGTH = 200  # on the terminal; page and JSON have the whole
 
 

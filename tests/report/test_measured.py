@@ -184,6 +184,15 @@ def test_the_terminal_shows_bits_quality_and_saturation(campaign: pa.Table, caps
     assert "failures" not in said
 
 
+def test_the_terminal_shows_the_score_of_a_task_alone(few: pa.Table, capsys: pytest.CaptureFixture[str]) -> None:
+    row = next(row for row in few.to_pylist() if row["metric"] == "perplexity")
+    judged = {**row, "metric": "accuracy", "task": "choice:sample", "score": 0.725, "score_low": 0.57}
+    print_measured(from_rows([judged | {"score_high": 0.84}], "made"), as_json=False)
+    said = capsys.readouterr().out
+    assert "accuracy" in said
+    assert "0.725 [0.57, 0.84]" in said
+
+
 def test_the_terminal_lists_failures_on_one_line_each(few: pa.Table, capsys: pytest.CaptureFixture[str]) -> None:
     row = few.to_pylist()[0]
     bad = {**row, "phase": "serving", "task": None, "metric": None, "workload": "chat", "offered_qps": 3.0}
