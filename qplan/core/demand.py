@@ -30,6 +30,29 @@ DIURNAL = tuple(
 
 
 @dataclass(frozen=True, slots=True)
+class Trace:
+    """N requests as they came, in order.
+
+    Attributes
+    ----------
+    file
+        That they are recorded in.
+    times_s : (N,)
+        Seconds from the first.
+    lengths : (N,) or ()
+        Input tokens, output tokens, and the index of the length bucket of the class's workload that the request is
+        in; nothing where the class has its lengths from elsewhere.
+    by_period
+        Whether the horizon's periods are equal parts of the trace in turn; else each may be any part of it.
+    """
+
+    file: str
+    times_s: tuple[float, ...]
+    lengths: tuple[tuple[int, int, int], ...]
+    by_period: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RequestClass:
     """Requests of one kind: how many, what they look like, and what they are promised.
 
@@ -46,7 +69,7 @@ class RequestClass:
     quantizations
         Admissible ones; ``None`` for all that the profiles hold.
     trace
-        File of recorded requests that rate, lengths or both come from, if any.
+        Recorded requests that rate, lengths or both come from, if any; its gaps are scaled to `rate_qps`.
     """
 
     name: str
@@ -57,7 +80,7 @@ class RequestClass:
     mean_quality: float | None
     rate_qps: tuple[float, ...]
     quantizations: tuple[Quantization, ...] | None = None
-    trace: str | None = None
+    trace: Trace | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

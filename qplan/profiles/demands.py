@@ -79,6 +79,9 @@ def demand_of(root: Entry, folder: Path, name: str) -> Demand:
         notes.append(Assumption("length of a period", f"{hours:g} h, {periods[0]} of them", "period"))
     pools: tuple[Pool, ...] = ()
     if "gpus" in fields:
+        single = fields["gpus"].fields
+        if single is not None and "gpu" not in single:
+            raise fields["gpus"].wrong("a list such as [{gpu: h100, count: 8}]")
         pools = _distinct(fields["gpus"], lambda e: _pool(e, periods), lambda pool: pool.name, "pool")
     else:
         notes.append(Assumption("GPUs", "every type of the profiles, any number, on demand", "gpus"))
@@ -128,7 +131,7 @@ def _class(
     for key in ("name", "models"):
         if key not in fields:
             raise InputError(f"{entry.where}: a class needs the key '{key}'")
-    name = fields["name"].string()
+    name = fields["name"].string("a name")
     trace = _get(fields, "trace", lambda e: _file(e, folder), None)
     if trace is None and not {"rate", "lengths"} <= set(fields):
         missing = "rate" if "rate" not in fields else "lengths"
@@ -151,7 +154,12 @@ def _class(
         notes.append(Assumption(f"SLOs of {name}", "none: any latency that does not grow without end", "slo"))
     if percentile is None and any(slo.percentile is None for slo in slos):
         notes.append(Assumption("percentile of the SLOs", f"p{DEFAULT_PERCENTILE:g}", "percentile"))
-    models = _distinct(fields["models"], lambda e: e.read(Model.named), lambda model: model.name, "model")
+    models = _distinct(
+        fields["models"],
+        lambda e: e.read(Model.named, "a model such as llama-3.1-8b"),
+        lambda model: model.name,
+        "model",
+    )
     if "quality" not in fields:
         floor = f"at least {DEFAULT_QUALITY:.0%} of {models[0]} at 16 bits on {workload.task} tasks"
         notes.append(Assumption(f"quality floor of {name}", floor, "quality"))
@@ -164,7 +172,9 @@ def _class(
         mean_quality=_get(fields, "mean_quality", _share, None),
         rate_qps=tuple(rate * factor for factor in factors(shape, periods, arrivals)),
         quantizations=_get(fields, "quantizations", lambda e: _distinct(e, _quantization, str, "quantization"), None),
-        trace=None if trace is None else str(trace),
+        trace=None
+        if trace is None or arrivals is None
+        else arrivals.trace(trace, lengths="lengths" not in fields, by_period=shape.text == "trace"),
     )
 
 
@@ -181,7 +191,7 @@ def _shape_and_rate(
 
 
 def _workload(entry: Entry, folder: Path) -> Workload:
-    text = entry.string()
+    text = entry.string("lengths such as chat or isl=512,osl=128")
     if (folder / text).is_file():
         text = str(folder / text)
     return read_workload(text, entry.where)
@@ -193,7 +203,7 @@ def _pool(entry: Entry, periods: tuple[int, str]) -> Pool:
     fields = entry.mapping(keys) if entry.fields is not None else {"gpu": entry}
     if "gpu" not in fields:
         raise InputError(f"{entry.where}: a pool of GPUs needs the key 'gpu'")
-    gpu = fields["gpu"].read(Gpu.named)
+    gpu = fields["gpu"].read(Gpu.named, "a GPU such as h100")
     buying = _get(fields, "buy", lambda e: e.one_of(BUYING), "on-demand")
     if "availability" in fields and buying != "spot":
         raise InputError(
@@ -206,15 +216,19 @@ def _pool(entry: Entry, periods: tuple[int, str]) -> Pool:
     price = _get(
         fields, "price", lambda e: figures(e, periods, at_least_zero, "$/h"), (gpu.price_per_hour,) * periods[0]
     )
+    count = _get(fields, "count", lambda e: float(e.count(least=0)), math.inf)
+    node = _get(fields, "node", lambda e: e.count(most=1024), 1)
+    if 0 < count < node:
+        raise InputError(f"{fields['node'].where}: nodes of {node} GPUs, but there are only {count:g}: not one node")
     name = gpu.name if buying == "on-demand" else f"{gpu.name} {buying}"
     return Pool(
         name=_get(fields, "name", Entry.string, name),
         gpu=gpu.priced(price[0], entry.where) if "price" in fields else gpu,
-        count=_get(fields, "count", lambda e: float(e.count(least=0)), math.inf),
+        count=count,
         price_per_gpu_hour=price,
         committed=buying == "reserved",
         availability=_get(fields, "availability", Entry.share, 1.0),
-        node_gpus=_get(fields, "node", lambda e: e.count(most=1024), 1),
+        node_gpus=node,
     )
 
 
@@ -226,8 +240,12 @@ def _objective(entry: Entry) -> tuple[tuple[tuple[str, float], ...], tuple[str, 
             raise entry.wrong("a weight above 0 for one measure at least")
         return weights, ()
     first, *others = entry.listed()
-    later = tuple(other.one_of((*MEASURES, "quality")) for other in others)
-    return ((first.one_of(MEASURES), 1.0),), later
+    measures = [first.one_of(MEASURES)]
+    for other in others:
+        if other.one_of((*MEASURES, "quality")) in measures:
+            raise InputError(f"{other.where}: the measure {other.text} is given twice")
+        measures.append(other.one_of((*MEASURES, "quality")))
+    return ((measures[0], 1.0),), tuple(measures[1:])
 
 
 def _at_most(entry: Entry) -> dict[str, float]:
@@ -236,7 +254,7 @@ def _at_most(entry: Entry) -> dict[str, float]:
 
 def _slos(entry: Entry) -> tuple[Slo, ...]:
     for item in entry.listed():
-        Slo.parse_all([item.string()], item.where)
+        Slo.parse_all([item.string("SLOs such as [p90:ttft=1s, p90:tpot=50ms]")], item.where)
     return Slo.parse_all([item.string() for item in entry.listed()], entry.where)
 
 
@@ -258,27 +276,27 @@ def _file(entry: Entry, folder: Path) -> Path:
 
 def _percentile(entry: Entry) -> float:
     number = at_least_zero(entry)
-    if not 0 < number < 100:
-        raise entry.wrong("a percentile between 0 and 100")
+    if not 1 <= number < 100:
+        raise entry.wrong("a percentile from 1 to below 100, such as 90")
     return number
 
 
 def _share(entry: Entry) -> float:
-    share = parse_fraction(entry.string(), entry.where)
+    share = parse_fraction(entry.string("a share such as 98%"), entry.where)
     if not 0 <= share <= 2:
         raise entry.wrong("a share such as 98%")
     return share
 
 
 def _power(entry: Entry) -> float:
-    watts = parse_power(entry.string(), entry.where)
+    watts = parse_power(entry.string("a power such as 60kW"), entry.where)
     if watts <= 0:
         raise entry.wrong("a power of more than 0, such as 60kW")
     return watts
 
 
 def _positive_rate(entry: Entry) -> float:
-    rate = parse_rate(entry.string(), entry.where)
+    rate = parse_rate(entry.string("a rate such as 40qps"), entry.where)
     if rate <= 0:
         raise entry.wrong("a rate of more than 0")
     return rate

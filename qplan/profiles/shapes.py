@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qplan.core.demand import DIURNAL
+from qplan.core.demand import DIURNAL, Trace
 from qplan.core.errors import InputError, nearest
 from qplan.core.units import parse_number
+from qplan.profiles.lengths.buckets import bucket_of
 from qplan.profiles.workloads import read_trace_rows
 from qplan.profiles.yamlfile import Entry
 
@@ -21,9 +22,18 @@ _BY_PERIOD = ("demand", "price", "carbon")  # keys that may hold a list with a f
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """When the requests of a trace came, in seconds from the first."""
+    """The requests of a trace in the order in which they came.
+
+    Attributes
+    ----------
+    times_s : (N,)
+        Seconds from the first.
+    tokens : (N,)
+        Input and output tokens.
+    """
 
     times_s: tuple[float, ...]
+    tokens: tuple[tuple[float, float], ...]
 
     @classmethod
     def read(cls, path: Path, where: str) -> Arrivals:
@@ -34,23 +44,38 @@ class Arrivals:
         InputError
             A column or a time is missing or unreadable, with its line; or all requests came at once.
         """
-        times = []
-        for line, (text, _, _) in enumerate(read_trace_rows(path, where, timed=True), start=2):
+        requests = []
+        for line, (text, given, made) in enumerate(read_trace_rows(path, where, timed=True), start=2):
             try:
-                times.append(datetime.fromisoformat(text).timestamp())
+                requests.append((datetime.fromisoformat(text).timestamp(), (given, made)))
             except ValueError:
                 raise InputError(
                     f"{where}: {path}, line {line}: TIMESTAMP is '{text}'; expected such as 2023-11-16 18:17:03.98"
                 ) from None
-        times.sort()
-        if not times or times[0] == times[-1]:
+        requests.sort(key=lambda request: request[0])
+        if not requests or requests[0][0] == requests[-1][0]:
             raise InputError(f"{where}: {path} holds no two requests at different times")
-        return cls(tuple(time - times[0] for time in times))
+        first = requests[0][0]
+        return cls(tuple(time - first for time, _ in requests), tuple(tokens for _, tokens in requests))
 
     def rates(self, periods: int) -> tuple[float, ...]:
         """Return the mean requests/s in each of so many equal parts of the trace."""
         counts, _ = np.histogram(self.times_s, bins=periods)
         return tuple((counts * periods / self.times_s[-1]).tolist())
+
+    def trace(self, file: Path, *, lengths: bool, by_period: bool) -> Trace:
+        """Return the requests as they came: with their `lengths`, or for their times alone.
+
+        With lengths, requests without a token in or out are left out, as a workload leaves them out
+        (:func:`~qplan.profiles.workloads.read_workload`).
+        """
+        if not lengths:
+            return Trace(str(file), self.times_s, (), by_period)
+        tokens = np.array(self.tokens)
+        kept = (tokens >= 1).all(axis=1)
+        rows = np.column_stack([np.rint(tokens[kept]), bucket_of(tokens[kept])]).astype(int).tolist()
+        times = np.array(self.times_s)[kept].tolist()
+        return Trace(str(file), tuple(times), tuple((given, made, one) for given, made, one in rows), by_period)
 
 
 def count_periods(root: Entry) -> tuple[int, str]:
@@ -88,7 +113,7 @@ def factors(entry: Entry, periods: tuple[int, str], arrivals: Arrivals | None) -
     if entry.items is not None:
         rates = figures(entry, periods, at_least_zero, "flat, diurnal, trace")
     else:
-        shape = entry.text or ""
+        shape = entry.string("flat, diurnal, trace or a list with a figure for each period")
         if shape not in SHAPES:
             raise InputError(
                 f"{entry.where}: found '{shape}'; expected {', '.join(SHAPES)} or a list with a figure for each period"
@@ -114,7 +139,7 @@ def factors(entry: Entry, periods: tuple[int, str], arrivals: Arrivals | None) -
 
 def at_least_zero(entry: Entry) -> float:
     """Return a number of at least 0."""
-    number = parse_number(entry.string(), entry.where)
+    number = parse_number(entry.string("a number"), entry.where)
     if number < 0:
         raise entry.wrong("a number of at least 0")
     return number

@@ -58,9 +58,8 @@ class Entry:
             raise self.wrong(f"a mapping with the keys {', '.join(choices)}")
         for key, entry in self.fields.items():
             if key not in choices:
-                raise InputError(
-                    f"{entry.where}: unknown key '{key}'; expected one of {', '.join(choices)}{nearest(key, choices)}"
-                )
+                hint = "; quote a value that holds a comma" if "=" in key else nearest(key, choices)
+                raise InputError(f"{entry.where}: unknown key '{key}'; expected one of {', '.join(choices)}{hint}")
         return self.fields
 
     def listed(self) -> tuple[Entry, ...]:
@@ -71,10 +70,10 @@ class Entry:
             raise self.wrong("at least one value")
         return self.items
 
-    def string(self) -> str:
-        """Return a text that is not blank."""
+    def string(self, expected: str = "a text") -> str:
+        """Return a text that is not blank; `expected` says in the error what it is to be."""
         if self.text is None or not self.text.strip():
-            raise self.wrong("a text")
+            raise self.wrong(expected)
         return self.text.strip()
 
     def one_of(self, choices: Iterable[str]) -> str:
@@ -126,9 +125,9 @@ class Entry:
             return text
         return int(number) if number == int(number) and "." not in text and "e" not in text.casefold() else number
 
-    def read(self, reader: Callable[[str, str], T]) -> T:
+    def read(self, reader: Callable[[str, str], T], expected: str = "a text") -> T:
         """Return what `reader` makes of the text; it is given the place for its errors."""
-        return reader(self.string(), self.where)
+        return reader(self.string(expected), self.where)
 
 
 def read_yaml(text: str, source: str) -> Entry:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qplan.core.fleetplan import FleetPlan, Group, Period
-    from qplan.solvers.fleet.why import FleetExplanation
+    from qplan.solvers.fleet.why import Doubt, FleetExplanation
 
 _MOST_COLUMNS = 24  # spans of periods that a table still shows one by one
 
@@ -143,6 +143,13 @@ def _facts(plan: FleetPlan) -> Table:
     return table
 
 
+def _doubted(doubt: Doubt) -> str:
+    if doubt.regret is None:
+        return "no fleet would carry the demand"
+    saved = f"saves {doubt.regret:.1%}" if doubt.regret >= 0 else f"takes {-doubt.regret:.1%} more"
+    return f"{doubt.moved:.0%} of the fleet would change; the best then {saved}"
+
+
 def _explained(why: FleetExplanation) -> Table:
     table = facts_table()
     for what in why.binding:
@@ -154,15 +161,13 @@ def _explained(why: FleetExplanation) -> Table:
     for name, worth in why.worth_of_quality.items():
         table.add_row("a point of quality", f"{name}: a floor that is 1% lower would take {worth:.3g} {why.unit} off")
     for name, worth in why.worth_of_slo.items():
-        table.add_row("an SLO's worth", f"{name}: each millisecond more would take {worth:.3g} {why.unit} off")
+        text = f"{name}: a millisecond more would take {worth:.3g} {why.unit} off, were replicas divisible"
+        table.add_row("an SLO's worth", text)
     for other in why.runner_ups:
         fleet = " + ".join(f"{count} x {name}" for name, count in other.replicas.items())
         table.add_row("runner-up", f"{other.premium:+.1%} without {other.without}: {fleet}")
     for doubt in why.measure_next:
-        saved = f"saves {doubt.regret:.1%}" if doubt.regret >= 0 else f"takes {-doubt.regret:.1%} more"
-        table.add_row(
-            "measure next", f"{doubt.what}: {doubt.moved:.0%} of the fleet would change; the best then {saved}"
-        )
+        table.add_row("measure next", f"{doubt.what}: {_doubted(doubt)}")
     for reason, count in why.rejected.items():
         table.add_row("left out", f"{count} deployments: {reason}")
     return table

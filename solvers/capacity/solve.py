@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qplan.solvers import scale
 from qplan.solvers.backends import Solution, open_backend
 from qplan.solvers.backends.contract import conclude, graded
 from qplan.solvers.capacity.prices import shadow_prices
@@ -19,7 +20,7 @@ from qplan.solvers.capacity.spare import broken_by_a_loss, with_cut
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qplan.solvers.backends import SolverBackend
+    from qplan.solvers.backends import MatrixProgram, SolverBackend
 
 #: By how much a tie-break may give way in what was settled before it, relative.
 _TIE = 1e-9
@@ -52,6 +53,10 @@ class Run:
         """Seconds left."""
         return self.deadline - time.perf_counter()
 
+    def solve(self, matrix: MatrixProgram) -> Solution:
+        """Minimise a program in the time that is left."""
+        return scale.minimise(matrix, self.backend, time_limit_s=max(self.left_s, 0.0), mip_gap=self.mip_gap)
+
     def minimise(self, program: CapacityProgram) -> tuple[Solution, CapacityProgram]:
         """Solve the program, with a spare until its fleet survives every loss.
 
@@ -67,7 +72,7 @@ class Run:
             program = self._cut_relaxation(program)
         best, bound = Solution("no-solution"), -np.inf
         while self.left_s > 0:
-            answer = self.backend.solve(program.matrix, time_limit_s=self.left_s, mip_gap=self.mip_gap)
+            answer = self.solve(program.matrix)
             if (answer.values is not None and not program.problem.spare) or answer.status == "infeasible":
                 return answer, program
             bound = max(bound, -np.inf if answer.bound is None else answer.bound)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,11 @@ from qplan.solvers.capacity.solve import Run
 from qplan.solvers.fleet.measures import kwh_used, mean_quality
 from qplan.solvers.fleet.prune import undominated
 from qplan.solvers.fleet.relax import Prices, relax
+from qplan.solvers.fleet.search import weighing, within
 from qplan.solvers.fleet.solve import solve_fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -27,6 +27,9 @@ CLOSE = 0.05
 
 #: How near to a limit counts as binding, relative.
 _TIGHT = 1e-3
+
+#: Gap to which fleets are solved that are only compared with the best.
+_NEAR = 2e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +101,7 @@ def explain(
     time_limit_s
         Wall time for everything, most of it for the fleets that come close.
     """
-    run = Run.start(backend, time_limit_s, 1e-3)
+    run = Run.start(backend, time_limit_s, _NEAR)
     return Explanation(
         binding(problem, result),
         relax(problem, undominated(problem), run),
@@ -128,69 +131,53 @@ def binding(problem: FleetProblem, result: FleetResult) -> Binding:
     )
 
 
-def marginal(
-    problem: FleetProblem,
-    result: FleetResult,
-    changed: Callable[[float], FleetProblem],
-    step: float,
-    *,
-    backend: str | SolverBackend = "highs",
-    time_limit_s: float = 30.0,
+def saved(
+    prices: Prices, changed: FleetProblem, *, backend: str | SolverBackend = "highs", time_limit_s: float = 10.0
 ) -> float | None:
-    """Return what a unit of something takes off the objective, from a solve with a step of it.
+    """Return what a change takes off the objective, were replicas divisible; None if it leaves no fleet.
 
     Parameters
     ----------
+    prices
+        Of the problem as it is.
     changed
-        The problem with that much more of it: with SLOs later by so many seconds, for example, whose options then
-        have other capacities. It is weighed by the objective of `problem`, which is it with nothing more.
-    step
-        How much to try, of either sign. Too small a step changes no whole replica.
-
-    Returns
-    -------
-    float or None
-        Objective saved per unit; None if the changed problem has no fleet.
+        The problem with SLOs that are later, for example, whose options then have other capacities.
     """
-    asked = replace(changed(step), objective=problem.objective, then=())
-    other = solve_fleet(asked, backend=backend, time_limit_s=time_limit_s)
-    if other.objective is None or result.objective is None:
-        return None
-    return (result.objective - other.objective) / step
+    other = relax(changed, undominated(changed), Run.start(backend, time_limit_s))
+    return None if other is None else prices.bound - other.bound
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sensitivity:
-    """What would change if a prediction were wrong.
+    """What would change if a prediction were wrong, were replicas divisible.
 
     Attributes
     ----------
     what
         What was changed.
-    objective
-        Of the best fleet then; None if there is none.
     moved
-        Fraction of the replica-hours of the plan that the best fleet then does without.
+        Fraction of the replica-hours of the best fleet that the best one then does without.
     regret
-        What the objective of the best fleet then saves, as a fraction of the plan's. Where a prediction was too
-        high, this is below 0: what keeping the demand served costs more.
+        What the best fleet then saves, as a fraction of the objective; None if there is none. Where a prediction was
+        too high, this is below 0: what keeping the demand served costs more.
     """
 
     what: str
-    objective: float | None
     moved: float
-    regret: float
+    regret: float | None
 
 
 def what_to_measure(
     problem: FleetProblem,
-    result: FleetResult,
     wrong: Iterable[tuple[str, FleetProblem]],
     *,
     backend: str | SolverBackend = "highs",
     time_limit_s: float = 60.0,
 ) -> list[Sensitivity]:
-    """Return which of some errors would change the plan, those that would change it most first.
+    """Return which of some errors would change the best fleet, those that would change it most first.
+
+    Compared are the optima of the linear relaxation, which are exact and found at once: fleets of whole replicas that
+    are not solved to the end would differ by more than the errors change them.
 
     Parameters
     ----------
@@ -200,36 +187,59 @@ def what_to_measure(
     time_limit_s
         Wall time for everything; errors that are not tried by then are left out.
     """
-    deadline = time.perf_counter() + time_limit_s
-    base = result.counts * problem.hours
+    run = Run.start(backend, time_limit_s)
+    best = _divisible(problem, run)
+    if best is None:
+        return []
+    least, base = best
     found = []
     for what, other in wrong:
-        left = deadline - time.perf_counter()
-        if left <= 0:
+        now = _divisible(other, run)
+        if run.left_s <= 0:
             break
-        now = solve_fleet(replace(other, then=()), backend=backend, time_limit_s=left, mip_gap=1e-3)
-        moved = float(np.maximum(base - now.counts * problem.hours, 0.0).sum() / max(base.sum(), 1e-300))
-        assert result.objective is not None
-        saved = 0.0 if now.objective is None else (result.objective - now.objective) / (result.objective or 1.0)
-        found.append(Sensitivity(what, now.objective, moved, saved))
-    return sorted(found, key=lambda one: (one.moved, abs(one.regret)), reverse=True)
+        if now is None:
+            found.append(Sensitivity(what, 1.0, None))
+            continue
+        moved = float(np.maximum(base - now[1], 0.0).sum() / max(base.sum(), 1e-300))
+        found.append(Sensitivity(what, moved, (least - now[0]) / (least or 1.0)))
+    return sorted(found, key=lambda one: (one.moved, abs(one.regret or 0.0)), reverse=True)
+
+
+def _divisible(problem: FleetProblem, run: Run) -> tuple[float, NDArray[np.float64]] | None:
+    """Return the linear relaxation's optimum and its replica-hours, shape (D, H); None if there is none in time."""
+    prices = relax(problem, undominated(problem), run)
+    if prices is None or run.left_s <= 0:
+        return None
+    program = weighing(problem, prices.active)
+    relaxed = replace(program.matrix, integer=np.zeros_like(program.matrix.integer))
+    answer = run.backend.solve(relaxed, time_limit_s=run.left_s, mip_gap=0.0)
+    if answer.values is None or answer.objective is None:
+        return None
+    hours = np.zeros((len(problem.options), len(problem.hours)))
+    hours[program.kept] = answer.values[program.count] * problem.hours
+    return answer.objective, hours
 
 
 def _runners_up(problem: FleetProblem, best: FleetResult, run: Run) -> tuple[RunnerUp, ...]:
-    """Solve again without each pool in use, and without each option in use, those with most replicas first."""
+    """Solve again without each pool and each option in use, those that the linear relaxation does not rule out."""
     assert best.objective is not None
-    found: dict[bytes, RunnerUp] = {}
+    others: list[tuple[float, str, FleetProblem]] = []
     for name, excluded in _exclusions(problem, best):
-        if run.left_s <= 0:
-            break
         other = replace(problem, capacity_qps=np.where(excluded, 0.0, problem.capacity_qps), then=())
-        result = solve_fleet(other, backend=run.backend, time_limit_s=run.left_s / 2, mip_gap=run.mip_gap)
+        prices = relax(other, undominated(other), within(run, 1 / 2))
+        if prices is not None:
+            others.append((prices.bound, name, other))
+    others.sort(key=lambda one: one[0])
+    close = [one for one in others if one[0] <= best.objective * (1 + CLOSE)] or others[:1]
+    found: dict[bytes, RunnerUp] = {}
+    for n, (_, name, other) in enumerate(close):
+        share = run.left_s / (len(close) - n)
+        result = solve_fleet(other, backend=run.backend, time_limit_s=share, mip_gap=run.mip_gap)
         if result.objective is not None:
             premium = (result.objective - best.objective) / best.objective if best.objective else 0.0
             found.setdefault(result.counts.tobytes(), RunnerUp(name, result, premium))
     ranked = sorted(found.values(), key=lambda one: one.premium)
-    close = [one for one in ranked if one.premium <= CLOSE]
-    return tuple(close or ranked[:1])
+    return tuple([one for one in ranked if one.premium <= CLOSE] or ranked[:1])
 
 
 def _exclusions(problem: FleetProblem, best: FleetResult) -> Iterator[tuple[str, NDArray[np.bool_]]]:

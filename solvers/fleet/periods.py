@@ -19,6 +19,7 @@ import numpy as np
 from qplan.solvers.fleet.columns import FleetProgram
 from qplan.solvers.fleet.measures import Rates, per_start
 from qplan.solvers.fleet.program import build
+from qplan.solvers.scale.parallel import each, workers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     Minimise = Callable[[FleetProgram, Run], tuple[FleetProgram, Solution]]
 
 #: Options that a period is solved over.
-_OPTIONS = 14
+_OPTIONS = 40
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +56,7 @@ class ByPeriod:
 
 
 def by_period(problem: FleetProblem, kept: Indices, prices: Prices, run: Run, minimise: Minimise) -> ByPeriod:
-    """Solve each period at `prices`, in an equal part of the time that is left.
+    """Solve each period at `prices`, some at a time, each in an equal part of the time that is left.
 
     Parameters
     ----------
@@ -76,9 +77,8 @@ def by_period(problem: FleetProblem, kept: Indices, prices: Prices, run: Run, mi
     gpu_hour = np.where(problem.committed[:, None], prices.rent / problem.hours, prices.charged.gpu_hour)
     weight = problem.requests / max(problem.requests.sum(), 1e-300)
 
-    counts: Indices | None = np.zeros((len(problem.options), periods), np.int64)
-    bound = prices.rest
-    for h in range(periods):
+    def solve(h: int, until: float) -> tuple[float, Indices | None]:
+        """Return a period's bound and its own fleet."""
         order = kept[np.argsort(excess[kept, h], kind="stable")]
         chosen = np.sort(order[:_OPTIONS])
         alone = replace(problem.at(h), committed=np.zeros(len(problem.pools), bool))
@@ -88,15 +88,16 @@ def by_period(problem: FleetProblem, kept: Indices, prices: Prices, run: Run, mi
         cost[program.share] -= weight[bucket, h] * prices.share_worth[bucket, chosen[option]]
         cost[program.count[:, 0]] += dearer[chosen, h]
         matrix = replace(program.matrix, cost=cost).with_bounds(program.count[:, 0], 0.0, most[chosen])
-        share = replace(run, deadline=run.deadline - run.left_s * (periods - h - 1) / (periods - h))
-        solved, answer = minimise(program.with_matrix(matrix), share)
+        solved, answer = minimise(program.with_matrix(matrix), replace(run, deadline=until))
         others = prices.value[h] + excess[order[_OPTIONS], h] if len(order) > _OPTIONS else np.inf
         found = np.inf if answer.status == "infeasible" else answer.bound
-        bound += prices.value[h] if found is None else max(min(found, others), prices.value[h])
-        if answer.values is None or counts is None:
-            counts = None
-        else:
-            counts[:, h] = solved.counts(answer.values)[:, 0]
+        proven = prices.value[h] if found is None else max(min(found, others), prices.value[h])
+        return float(proven), None if answer.values is None else solved.counts(answer.values)[:, 0]
+
+    found = each(solve, range(periods), run.deadline, workers_of(run.backend))
+    bound = prices.rest + sum(proven for proven, _ in found)
+    fleets = [counts for _, counts in found if counts is not None]
+    counts = np.stack(fleets, axis=1) if len(fleets) == periods else None
     return ByPeriod(counts, float(bound))
 
 

@@ -71,7 +71,7 @@ def plan_fleet(
         return FleetAnswer(no_plan(demand, error, solver))
 
 
-def solved(asked: Asked, *, solver: str, time_limit_s: float) -> FleetAnswer:
+def solved(asked: Asked, *, solver: str, time_limit_s: float, mip_gap: float = MIP_GAP) -> FleetAnswer:
     """Solve what was asked.
 
     Raises
@@ -79,7 +79,7 @@ def solved(asked: Asked, *, solver: str, time_limit_s: float) -> FleetAnswer:
     InfeasibleError
         When no fleet does it, or none was found in time.
     """
-    result = solve_fleet(asked.problem, backend=solver, time_limit_s=time_limit_s, mip_gap=MIP_GAP)
+    result = solve_fleet(asked.problem, backend=solver, time_limit_s=time_limit_s, mip_gap=mip_gap)
     if result.status == "infeasible":
         raise obstacle(asked, solver)
     if result.status == "no-solution":

@@ -97,6 +97,8 @@ def relax(problem: FleetProblem, kept: Indices, run: Run) -> Prices | None:
 
     None if the demand cannot be carried even by fractions of replicas, or if time was up before any prices.
     """
+    if ((problem.rate_qps > 0).any(1) & ~problem.eligible[:, kept].any(1)).any():
+        return None
     active = _first(problem, kept)
     shortage = _dear(problem, kept)
     best: Prices | None = None

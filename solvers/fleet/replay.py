@@ -1,19 +1,19 @@
 """Demand sent through a planned fleet, replica by replica.
 
-A plan says which part of each bucket of requests goes to which deployment. Drawn at random for each request, as
-qplan's router and the plan's arithmetic take it, the requests of one replica are a Poisson stream of their own,
-independent of all others' (Kingman, *Poisson Processes*, 1993, section 5.1). So replicas can be simulated apart, and of
-those that run the same deployment in the same periods one stands for all.
+A plan says which part of each bucket of requests goes to which deployment, drawn at random for each request. So what
+one replica is sent does not depend on what the others do (:mod:`qplan.solvers.fleet.arrivals`), and of those that run
+the same deployment, which all get the same in the mean, one stands for all: one that is up in every period in which
+any is.
 
-The periods follow one another in one run, each cut (or stretched) to a length that brings enough requests; a replica
-that starts begins empty, one that stops still serves what it has. Before the first period there is a lead-in at that
-period's demand, whose requests are not counted.
+The periods follow one another in one run, each cut (or stretched) to a length that brings enough requests; what is not
+done when one ends goes on in the next. Before the first period with demand there is a lead-in at that demand, whose
+requests are not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from qplan.core.slo import Slo
 from qplan.models.simulator.replica import Replica
 from qplan.models.simulator.simulation import Simulation, run
 from qplan.models.simulator.traffic import Traffic
-from qplan.models.steptimes import Bools, Floats, Ints
+from qplan.models.steptimes import Floats, Ints
+from qplan.solvers.fleet.arrivals import Recorded, Sent, at_random
 
 BATCHES = 20
 """Parts of a period whose shares give the interval (batch means)."""
@@ -63,6 +64,8 @@ class PlannedFleet:
         Part of each bucket that goes to each option.
     available : (D,)
         Part of the time that a replica is there: below 1 on spot GPUs, when the others carry its load.
+    recorded : (K,)
+        Requests of classes whose demand is a trace; ``None`` where they come at random times.
     """
 
     classes: tuple[str, ...]
@@ -77,6 +80,7 @@ class PlannedFleet:
     counts: Ints
     share: Floats
     available: Floats
+    recorded: tuple[Recorded | None, ...]
 
     def __post_init__(self) -> None:
         for slos in self.slos:
@@ -97,30 +101,38 @@ class PlannedFleet:
         """Class of each kind, (J,)."""
         return self.bucket_class[self.kind_bucket]
 
+    def part(self, option: int) -> Floats:
+        """Return the part of each bucket that one replica of an option gets, (B, H); 0 where none is up."""
+        counts = self.counts[option]
+        return np.where(counts > 0, self.share[:, option] / np.maximum(counts, 1) / self.available[option], 0.0)
+
     def load_qps(self, option: int) -> Floats:
         """Return the requests/s of each kind at one replica of an option, (J, H); 0 where none is up."""
-        counts = self.counts[option]
-        part = self.share[self.kind_bucket, option] / np.maximum(counts, 1) / self.available[option]
-        return np.where(counts > 0, self.rate_qps * part, 0.0)
+        return np.asarray(self.rate_qps * self.part(option)[self.kind_bucket])
 
+    def scaled(self, factor: float, periods: Sequence[int]) -> PlannedFleet:
+        """Return the same fleet with `factor` times the requests in some periods, and none in the others."""
+        factors = np.zeros(self.rate_qps.shape[1])
+        factors[list(periods)] = factor
+        return replace(self, rate_qps=self.rate_qps * factors)
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Alike:
-    """Replicas of one option that are up in the same periods, of which one is simulated.
-
-    Attributes
-    ----------
-    up : (H,)
-    """
-
-    option: int
-    count: int
-    up: Bools
+    def sent(self, option: int, period: int, seconds: float, random: np.random.Generator) -> Sent:
+        """Return the requests of one replica of an option in so many seconds of a period."""
+        rates, part = self.load_qps(option)[:, period], self.part(option)[:, period]
+        streams = []
+        for k, whole in enumerate(self.recorded):
+            mine = self.kind_class == k
+            recorded = None if whole is None else whole.during(period, self.rate_qps.shape[1])
+            if recorded and rates[mine].any():
+                streams.append(recorded.sent(k, float(self.rate_qps[mine, period].sum()), part, seconds, random))
+                rates = np.where(mine, 0.0, rates)
+        streams.append(at_random(rates, self.kind_class, self.input_tokens, self.output_tokens, seconds, random))
+        return Sent.merged(streams)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replayed:
-    """What became of the requests of one replica.
+    """What became of the requests of one replica of an option.
 
     Attributes
     ----------
@@ -130,57 +142,39 @@ class Replayed:
         How many met each objective; a refused request meets none.
     """
 
-    alike: Alike
+    option: int
     requests: Ints
     met: tuple[Ints, ...]
 
 
-def alike(counts: Ints) -> list[Alike]:
-    """Group the replicas of each option, `counts` (D, H), by the periods in which they are up.
-
-    The replica that started last stops first, so that as few as can be start and stop.
-    """
-    groups = []
-    for option, row in enumerate(counts):
-        below = 0
-        for level in np.unique(row[row > 0]):
-            groups.append(Alike(option, int(level) - below, row >= level))
-            below = int(level)
-    return groups
-
-
-def replay(
-    fleet: PlannedFleet, *, requests: int, seed: int, among: Sequence[int] | None = None, load: float = 1.0
-) -> list[Replayed]:
-    """Simulate one replica of each kind that the fleet has.
+def replay(fleet: PlannedFleet, *, requests: int, seed: int, among: Sequence[int] | None = None) -> list[Replayed]:
+    """Simulate one replica of each option that the fleet has.
 
     Parameters
     ----------
     requests
-        How many a replica sees in a period, in the mean over the replicas that are simulated.
+        How many a replica sees in a period, in the mean over the options.
     seed
-        Of the arrivals. The requests of a replica depend on it and on the replica alone.
+        Of the arrivals. The requests of a replica depend on it, on the option and on the fleet alone.
     among
         Options to simulate; all that have replicas unless given.
-    load
-        Factor on the demand.
     """
-    groups = alike(fleet.counts)
-    seconds = period_s(fleet, groups, requests) / load
+    seconds = period_s(fleet, requests)
     return [
-        _replayed(fleet, one, seconds, load, np.random.default_rng([seed, n]))
-        for n, one in enumerate(groups)
-        if among is None or one.option in among
+        _replayed(fleet, option, seconds, np.random.default_rng([seed, option]))
+        for option in np.flatnonzero(fleet.counts.any(axis=1)).tolist()
+        if among is None or option in among
     ]
 
 
-def period_s(fleet: PlannedFleet, groups: Sequence[Alike], requests: int) -> Floats:
-    """Return the length of each period, (H,) seconds, in which the replicas of `groups` see `requests` each on average.
+def period_s(fleet: PlannedFleet, requests: int) -> Floats:
+    """Return the length of each period, (H,) seconds, in which replicas see `requests` each in the mean over options.
 
     It is longer, up to :data:`STRETCH` times, where a class would have fewer than :data:`RARE` of them all. A period
     without demand takes no time.
     """
-    rates = np.stack([fleet.load_qps(one.option) * one.up for one in groups])  # (groups, J, H)
+    used = np.flatnonzero(fleet.counts.any(axis=1)).tolist()
+    rates = np.stack([fleet.load_qps(option) for option in used])  # (options, J, H)
     loaded = (rates.sum(axis=1) > 0).sum(axis=0)
     classes = np.stack([rates[:, fleet.kind_class == k].sum(axis=(0, 1)) for k in range(len(fleet.classes))])
     total = classes.sum(axis=0)
@@ -190,51 +184,37 @@ def period_s(fleet: PlannedFleet, groups: Sequence[Alike], requests: int) -> Flo
     return np.asarray(np.maximum(shortest, np.minimum(wanted, STRETCH * shortest)))
 
 
-def _replayed(fleet: PlannedFleet, one: Alike, seconds: Floats, load: float, random: np.random.Generator) -> Replayed:
-    rates = fleet.load_qps(one.option) * one.up * load
-    arrivals, kinds, periods = _drawn(rates, seconds, random)
-    classes = len(fleet.classes)
-    requests = np.zeros((classes, len(seconds), BATCHES), np.int64)
+def _replayed(fleet: PlannedFleet, option: int, seconds: Floats, random: np.random.Generator) -> Replayed:
+    first = int(np.argmax(seconds > 0))
+    lead_in = LEAD_IN * seconds[first]
+    parts = [fleet.sent(option, first, lead_in, random)]
+    parts += [fleet.sent(option, period, length, random) for period, length in enumerate(seconds)]
+    periods = np.repeat(np.arange(-1, len(seconds)), [len(part.times_s) for part in parts])
+    begins = lead_in + np.concatenate([[0.0], np.cumsum(seconds)[:-1], [-lead_in]])  # the last: of the lead-in, -1
+    within_s, classes, given, made = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("times_s", "classes", "input_tokens", "output_tokens")
+    )
+    requests = np.zeros((len(fleet.classes), len(seconds), BATCHES), np.int64)
     met = tuple(np.zeros((len(slos), len(seconds), BATCHES), np.int64) for slos in fleet.slos)
-    if not len(arrivals):
-        return Replayed(one, requests, met)
-    replica = fleet.replicas[one.option]
+    if not len(within_s):
+        return Replayed(option, requests, met)
+    replica = fleet.replicas[option]
     assert replica is not None
-    served = run(Simulation([replica]), Traffic(arrivals, fleet.input_tokens[kinds], fleet.output_tokens[kinds]))
+    served = run(Simulation([replica]), Traffic(begins[periods] + within_s, given, made))
     latencies = {"ttft": served.ttft_s, "tpot": served.tpot_s, "e2e": served.e2e_s}
     done = ~np.isnan(served.e2e_s)
-    starts = LEAD_IN * seconds[0] + np.concatenate([[0.0], np.cumsum(seconds)])
     counted = periods >= 0
-    part = (arrivals - starts[periods]) / np.maximum(seconds[periods], 1e-300) * BATCHES
-    cell = periods * BATCHES + np.clip(part.astype(np.int64), 0, BATCHES - 1)
-    class_of = fleet.kind_class[kinds]
+    lengths = np.where(counted, seconds[periods], lead_in)
+    cell = periods * BATCHES + np.minimum((within_s / lengths * BATCHES).astype(np.int64), BATCHES - 1)
     for k, slos in enumerate(fleet.slos):
-        mine = counted & (class_of == k)
+        mine = counted & (classes == k)
         requests[k] = _count(cell[mine], requests[k].shape)
         for n, slo in enumerate(slos):
             good = mine & done & ~(latencies[slo.metric] > slo.threshold_s)  # NaN: a TPOT of one token
             met[k][n] = _count(cell[good], requests[k].shape)
-    return Replayed(one, requests, met)
+    return Replayed(option, requests, met)
 
 
 def _count(cells: Ints, shape: tuple[int, ...]) -> Ints:
     return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
-
-
-def _drawn(rates: Floats, seconds: Floats, random: np.random.Generator) -> tuple[Floats, Ints, Ints]:
-    """Draw Poisson arrivals at `rates` (J, H) in periods of `seconds` (H,); the lead-in is period -1."""
-    pieces = list(_pieces(rates, seconds, random))
-    arrivals, kinds, periods = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    return arrivals, kinds, periods
-
-
-def _pieces(rates: Floats, seconds: Floats, random: np.random.Generator) -> Iterator[tuple[Floats, Ints, Ints]]:
-    start = 0.0
-    for period, length in ((-1, LEAD_IN * seconds[0]), *enumerate(seconds)):
-        rate = rates[:, max(period, 0)]
-        total = float(rate.sum())
-        count = int(random.poisson(total * length))
-        times = start + length * np.sort(random.random(count))
-        kinds = random.choice(len(rate), count, p=rate / total) if count else np.zeros(0, np.int64)
-        yield times, kinds, np.full(count, period)
-        start += length

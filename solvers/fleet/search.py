@@ -12,7 +12,7 @@ from qplan.solvers.backends.contract import OPTIMAL_GAP, graded
 from qplan.solvers.fleet.columns import FleetProgram
 from qplan.solvers.fleet.measures import weighted
 from qplan.solvers.fleet.program import build
-from qplan.solvers.fleet.spare import broken_by_a_loss, with_cut, with_runs, without_any_kind
+from qplan.solvers.fleet.spare import broken_by_a_loss, reinforced, with_cut, with_runs, without_any_kind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qplan.solvers.capacity.solve import Run
     from qplan.solvers.fleet.problem import FleetProblem
 
+    Floats = NDArray[np.float64]
     Indices = NDArray[np.int64]
 
 #: By how much a later objective may give way in what was settled before it, relative.
@@ -27,6 +28,9 @@ TIE = 1e-9
 
 #: Part of the time kept for a fleet that survives more losses than it must, should none be found that is just enough.
 _FALLBACK = 0.2
+
+#: Part of that for the rows that the linear relaxation breaks.
+_CUTTING = 0.4
 
 #: Periods that are free to change at a time, and seconds for each try.
 _WINDOW = 3
@@ -55,18 +59,18 @@ def within(run: Run, part: float) -> Run:
 def minimise(program: FleetProgram, run: Run) -> Answer:
     """Solve a program, with spare replicas until its fleet survives every loss.
 
-    Each program solved on the way is a relaxation, so its bound holds. When time is up without a fleet that
-    survives, the one that survives the loss of `spare` replicas of every option at once has to do.
+    Each program solved on the way is a relaxation, so its bound holds. Its fleet with the replicas that it lacks is
+    one that survives, the cheapest of which has to do when time is up. If limits forbid them all, a fleet is sought
+    that survives the loss of `spare` replicas of every option at once.
     """
     if not program.problem.spare:
-        return Answer(
-            program, run.backend.solve(program.matrix, time_limit_s=max(run.left_s, 0.0), mip_gap=run.mip_gap)
-        )
+        return Answer(program, run.solve(program.matrix))
     program, runs = with_runs(program)
     hurried, bound = within(run, 1 - _FALLBACK), -np.inf
-    program = _cut_relaxation(program, runs, hurried)
+    program = _cut_relaxation(program, runs, within(hurried, _CUTTING))
+    best: Answer | None = None
     while hurried.left_s > 0:
-        answer = run.backend.solve(program.matrix, time_limit_s=hurried.left_s, mip_gap=run.mip_gap)
+        answer = hurried.solve(program.matrix)
         if answer.status == "infeasible":
             return Answer(program, answer)
         bound = max(bound, -np.inf if answer.bound is None else answer.bound)
@@ -76,14 +80,36 @@ def minimise(program: FleetProgram, run: Run) -> Answer:
         if not cuts:
             assert answer.objective is not None
             return Answer(program, graded(answer.values, answer.objective, bound, answer.seconds))
+        found = _with_replicas(program, reinforced(program, answer.values, run.backend), run)
+        if best is None or least_of(found.solution) < least_of(best.solution):
+            best = found
+        if is_near(graded_by(best.solution, bound), run.mip_gap):
+            break
         for h, prices in cuts:
             program = with_cut(program, runs, h, prices)
+    if best is not None and best.solution.values is not None:
+        return replace(best, solution=graded_by(best.solution, bound))
     safe = without_any_kind(program, runs)
-    answer = run.backend.solve(safe.matrix, time_limit_s=max(run.left_s, 0.0), mip_gap=run.mip_gap)
+    answer = run.solve(safe.matrix)
     known = bound if np.isfinite(bound) else None
     if answer.values is None or answer.objective is None:
         return Answer(program, Solution("no-solution", bound=known))
     return Answer(safe, graded(answer.values, answer.objective, known, answer.seconds))
+
+
+def _with_replicas(program: FleetProgram, counts: Floats | None, run: Run) -> Answer:
+    """Return the program's best with replicas given, if there are any such; starts, nodes and shares are free."""
+    if counts is None:
+        return Answer(program, Solution("no-solution"))
+    matrix = program.matrix.with_bounds(program.count, counts, counts)
+    return Answer(program, run.backend.solve(matrix, time_limit_s=max(run.left_s, 0.0), mip_gap=run.mip_gap))
+
+
+def graded_by(solution: Solution, bound: float) -> Solution:
+    """Return a solution with another bound; one without values as it is."""
+    if solution.values is None or solution.objective is None:
+        return solution
+    return graded(solution.values, solution.objective, bound if np.isfinite(bound) else None, solution.seconds)
 
 
 def _cut_relaxation(program: FleetProgram, runs: Indices, run: Run) -> FleetProgram:

@@ -27,10 +27,9 @@ if TYPE_CHECKING:
 
     Indices = NDArray[np.int64]
 
-#: Share columns up to which a program goes to the solver as it is: of one period, and of several, whose whole replicas
-#: are many times harder to prove together than by themselves.
-_SMALL = 2_000
-_SMALL_TOGETHER = 100
+#: Share columns up to which a program of several periods is solved together: its whole replicas are many times harder
+#: to prove than those of the periods by themselves.
+_SMALL = 100
 
 #: Options that a large problem is first solved over, and how much of the time that is left a first round may take.
 _FEW = 16
@@ -85,22 +84,20 @@ def _least(problem: FleetProblem, run: Run) -> Answer:
     """Return the fleet with the least objective, and a bound that holds over all options."""
     kept = undominated(problem)
     unserved = (problem.rate_qps > 0).any(1) & ~problem.eligible.any(1)
-    if unserved.any():
+    if unserved.any() or (problem.rate_qps.any() and most_at_once(problem) <= problem.spare):
         return Answer(build(problem, kept), Solution("infeasible"))
     if not (problem.rate_qps > 0).any():
         program = build(problem, kept)
         return Answer(program, Solution("optimal", np.zeros(len(program.matrix.cost)), 0.0, 0.0, 0.0))
-    small = _SMALL if len(problem.hours) == 1 else _SMALL_TOGETHER
-    prices = relax(problem, kept, run) if _pairs(problem, kept) > small else None
+    large = len(problem.hours) > 1 and _pairs(problem, kept) > _SMALL
+    prices = relax(problem, kept, run) if large else None
     if prices is None:
         return minimise(weighing(problem, kept), run)
-    known: Answer | None = None
-    bound = prices.bound
-    if len(problem.hours) > 1:
-        found = by_period(problem, kept, prices, within(run, _PERIODS), _solved)
-        bound = max(bound, found.bound)
-        if found.counts is not None:
-            known = improved(problem, found.counts, bound, within(run, _IMPROVING))
+    found = by_period(problem, kept, prices, within(run, _PERIODS), _solved)
+    bound = max(prices.bound, found.bound)
+    known = None
+    if found.counts is not None:
+        known = improved(problem, found.counts, bound, within(run, _IMPROVING))
     if known is not None and (is_near(known.solution, run.mip_gap) or _pairs(problem, kept) > _SEARCHABLE):
         return known
     return _narrowed(problem, kept, prices, known, bound, run)
@@ -251,6 +248,14 @@ def started(counts: Indices, *, cyclic: bool) -> Indices:
     if not cyclic:
         before[:, 0] = 0
     return np.asarray(np.maximum(counts - before, 0))
+
+
+def most_at_once(problem: FleetProblem) -> float:
+    """Return the most replicas that the inventory holds, were all of the smallest kind: what a spare is less than."""
+    serves = problem.eligible.any(0)
+    pools = np.unique(problem.pool[serves])
+    smallest = [problem.gpus[serves & (problem.pool == g)].min() for g in pools]
+    return float(np.floor(problem.inventory[pools] / smallest).sum())
 
 
 def _pairs(problem: FleetProblem, kept: Indices) -> int:

@@ -71,19 +71,62 @@ def broken_by_a_loss(
     found = []
     for h in range(program.count.shape[1]):
         load = _load(program, h)
+        if load.size:
+            found += [(h, w) for w in _breaking(load, values[program.count[:, h]], values[runs[:, :, h]], backend)]
+    return found
+
+
+def reinforced(program: FleetProgram, values: Floats, backend: SolverBackend) -> Floats | None:
+    """Return replicas that survive every loss, at least those in `values`, shape (D', H); None if limits forbid them.
+
+    Replicas are added one at a time: each time the one that makes up for most of what the losses leave missing, by the
+    dollar. More replicas carry more after any loss, so what survives once survives with whatever is added.
+    """
+    problem, counts = program.problem, np.round(values[program.count])
+    for h in range(counts.shape[1]):
+        load = _load(program, h)
         if not load.size:
             continue
-        counts, running = values[program.count[:, h]], values[runs[:, :, h]]
-        prices: list[Floats] = []
-        for lost in _losses(running):
-            left = np.maximum(counts - lost, 0.0)
-            if any(demand_worth(load, w) - left @ w > _MISSING * w.sum() for w in prices):
-                continue  # rows that are already on their way cover this loss too
-            w = bottleneck(load, left, backend)
-            if demand_worth(load, w) - left @ w > _MISSING * w.sum():
-                prices.append(w / w.max())
-        found += [(h, w) for w in prices]
-    return found
+        gpu_price = np.maximum(problem.gpu_price[problem.pool[program.kept], h], 1e-9)
+        price = problem.gpus[program.kept] * gpu_price
+        most, now = program.matrix.upper[program.count[:, h]], counts[:, h]
+        rows: list[Floats] = []
+        while True:
+            broken = [w for w in rows if _short(load, now, w, problem.spare) > 0]
+            if not broken:
+                broken = _breaking(load, now, (now[:, None] > np.arange(problem.spare)).astype(float), backend)
+                rows += broken
+            if not broken:
+                break
+            before = np.array([_short(load, now, w, problem.spare) for w in broken])
+            able = np.flatnonzero(now < most)
+            with_one = [
+                [_short(load, now + (np.arange(len(now)) == d), w, problem.spare) for w in broken] for d in able
+            ]
+            gain = (before - np.maximum(with_one, 0.0)).sum(axis=1) / price[able] if able.size else np.zeros(1)
+            if gain.max() <= 0:
+                return None
+            now[able[gain.argmax()]] += 1  # `now` is a part of `counts`
+    return counts
+
+
+def _short(load: Floats, counts: Floats, prices: Floats, spare: int) -> float:
+    """Return what replicas are worth less than the demand, after the loss of the dearest `spare` of them."""
+    dearest = np.sort(np.repeat(prices, np.minimum(counts, spare).astype(int)))[-spare:].sum()
+    return demand_worth(load, prices) - float(counts @ prices - dearest) - _MISSING * float(prices.sum())
+
+
+def _breaking(load: Floats, counts: Floats, running: Floats, backend: SolverBackend) -> list[Floats]:
+    """Return prices at which a period's replicas are worth less than its demand after some loss of them."""
+    prices: list[Floats] = []
+    for lost in _losses(running):
+        left = np.maximum(counts - lost, 0.0)
+        if any(demand_worth(load, w) - left @ w > _MISSING * w.sum() for w in prices):
+            continue  # rows that are already on their way cover this loss too
+        w = bottleneck(load, left, backend)
+        if demand_worth(load, w) - left @ w > _MISSING * w.sum():
+            prices.append(w / w.max())
+    return prices
 
 
 def with_cut(program: FleetProgram, runs: NDArray[np.int64], h: int, prices: Floats) -> FleetProgram:

@@ -19,11 +19,15 @@ from qplan.solvers.capacity.ask import CapacityAsk
 from qplan.solvers.capacity.candidates import Candidates, candidates
 from qplan.solvers.capacity.problem import CapacityResult
 from qplan.solvers.fleet import planning
+from qplan.solvers.fleet.arrivals import Recorded
 from qplan.solvers.fleet.asking import Asked, ask_fleet
 from qplan.solvers.fleet.problem import FleetResult
 from qplan.solvers.fleet.replay import PlannedFleet
 from qplan.solvers.fleet.tighten import Tightened, tighten
 from qplan.solvers.fleet.verify import REQUESTS
+
+MIP_GAP = 1e-3
+"""Of plans by period that are made again and again: far below what a verification changes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,10 +71,10 @@ def verified_capacity(
         found = candidates(ask)
 
         def with_less(factor: Floats) -> Candidates:
-            return replace(found, saturation_qps=found.saturation_qps * factor)
+            return replace(found, saturation_qps=found.saturation_qps * factor[0])
 
         made = tighten(
-            len(found.deployments),
+            np.ones((1, len(found.deployments)), bool),
             lambda factor: planner.solved(ask, with_less(factor), solver=solver, time_limit_s=time_limit_s),
             lambda result: capacity_fleet(ask, found, result),
             requests=requests,
@@ -109,11 +113,11 @@ def verified_fleet(
         capacity_qps = asked.problem.capacity_qps
 
         def less(factor: Floats) -> Asked:
-            return asked.with_capacity(capacity_qps * factor)
+            return asked.with_capacity(capacity_qps * factor[asked.problem.bucket_class])
 
         made = tighten(
-            len(asked.problem.options),
-            lambda factor: planning.solved(less(factor), solver=solver, time_limit_s=time_limit_s),
+            np.stack([(capacity_qps[asked.buckets.of_class(k)] > 0).any(axis=0) for k in range(len(demand.classes))]),
+            lambda factor: planning.solved(less(factor), solver=solver, time_limit_s=time_limit_s, mip_gap=MIP_GAP),
             _answered_fleet,
             requests=requests,
             seed=seed,
@@ -145,6 +149,7 @@ def capacity_fleet(ask: CapacityAsk, found: Candidates, result: CapacityResult) 
         counts=result.counts[:, None],
         share=result.assignment[:, :, None],
         available=np.ones(len(found.deployments)),
+        recorded=(None,),
     )
 
 
@@ -167,7 +172,26 @@ def asked_fleet(asked: Asked, result: FleetResult) -> PlannedFleet:
         counts=result.counts,
         share=result.share,
         available=pools[problem.pool],
+        recorded=tuple(_recorded(asked, k) for k in range(len(problem.classes))),
     )
+
+
+def _recorded(asked: Asked, k: int) -> Recorded | None:
+    """Return the trace of a class, its requests in the plan's buckets; lengths that it has not are drawn."""
+    one, mine = asked.demand.classes[k], asked.buckets.of_class(k)
+    if one.trace is None or not one.trace.times_s:
+        return None
+    bucket_of = {(kind.input_tokens, kind.output_tokens): b for b in mine for kind in asked.buckets.mixes[b].buckets}
+    every, times = one.workload.buckets, np.array(one.trace.times_s)
+    if one.trace.lengths:
+        given, made, kinds = np.array(one.trace.lengths).T
+    else:
+        kinds = np.random.default_rng(0).choice(len(every), len(times), p=[kind.weight for kind in every])
+        lengths = np.array([(kind.input_tokens, kind.output_tokens) for kind in every])
+        given, made = np.maximum(np.rint(lengths[kinds]), 1).astype(np.int64).T
+    buckets = np.array([bucket_of[kind.input_tokens, kind.output_tokens] for kind in every])[kinds]
+    length_s = float(times[-1] * len(times) / max(len(times) - 1, 1))  # the first comes again a mean gap after the last
+    return Recorded(times, length_s, buckets, given, made, one.trace.by_period)
 
 
 def _kinds(mixes: Sequence[Workload]) -> tuple[Ints, Floats]:

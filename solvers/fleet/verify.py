@@ -1,7 +1,7 @@
 """What a plan really reaches: the demand replayed through the simulator, and attainment with its interval.
 
-Attainment of a class in a period is the mean of its attainment at the replicas, each weighted by the class's requests
-that it is sent: a stratified estimate, of as many strata as there are replicas that differ. Within a replica successive
+Attainment of a class in a period is the mean of its attainment at the options, each weighted by the class's requests
+that it is sent: a stratified estimate, of as many strata as there are options. Within a replica successive
 requests are not independent, for they wait for one another; so its variance comes from the shares of :data:`BATCHES`
 successive parts of the period (batch means of a ratio: Law, *Simulation Modeling and Analysis*, section 9.5.3), and is
 no less than that of independent requests.
@@ -78,11 +78,14 @@ class Verification:
         Of every class, objective and period with demand.
     requests
         How many were simulated.
+    recorded
+        Classes whose requests came as a trace has them; the others' came at random times.
     """
 
     attainments: tuple[Attainment, ...]
     requests: int
     seed: int
+    recorded: tuple[str, ...]
 
     @property
     def reached(self) -> bool:
@@ -101,6 +104,7 @@ class Verification:
             "reached": self.reached,
             "requests": self.requests,
             "seed": self.seed,
+            "recorded": list(self.recorded),
             "coverage": COVERAGE,
             "attainments": [
                 {
@@ -135,9 +139,7 @@ def judged(fleet: PlannedFleet, replayed: Sequence[Replayed], seed: int) -> Veri
     periods = fleet.counts.shape[1]
     for k, (name, slos) in enumerate(zip(fleet.classes, fleet.slos, strict=True)):
         mine = fleet.kind_class == k
-        sent = np.stack(
-            [one.alike.count * (fleet.load_qps(one.alike.option)[mine].sum(axis=0) * one.alike.up) for one in replayed]
-        )
+        sent = np.stack([fleet.counts[one.option] * fleet.load_qps(one.option)[mine].sum(axis=0) for one in replayed])
         for n, slo in enumerate(slos):
             for h in range(periods):
                 if not sent[:, h].sum() > 0:
@@ -154,7 +156,8 @@ def judged(fleet: PlannedFleet, replayed: Sequence[Replayed], seed: int) -> Veri
                     Attainment(name, slo, h, share, max(0.0, share - spread), min(1.0, share + spread), count)
                 )
     total = int(sum(one.requests.sum() for one in replayed))
-    return Verification(tuple(attainments), total, seed)
+    traces = tuple(name for name, trace in zip(fleet.classes, fleet.recorded, strict=True) if trace is not None)
+    return Verification(tuple(attainments), total, seed, traces)
 
 
 def share_of(met: Floats, requests: Floats) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -13,13 +12,14 @@ from qplan.core.errors import InfeasibleError
 from qplan.core.units import format_duration
 from qplan.models.steptimes import Bools
 from qplan.solvers.fleet.asking import Asked, ask_fleet
-from qplan.solvers.fleet.explain import explain, marginal, what_to_measure
+from qplan.solvers.fleet.explain import explain, saved, what_to_measure
 from qplan.solvers.fleet.problem import FleetProblem, FleetResult
+from qplan.solvers.fleet.relax import Prices
 
-_LOOSER = 1.25  # factor on an SLO whose worth is asked for: less would change no whole replica
-_NOISE = 1e-3  # share of the objective below which a saving may be the solver's tolerance
+_LOOSER = 1.1  # factor on an SLO whose worth is asked for
+_NOISE = 1e-4  # share of the objective below which a saving is not worth a word
 _DOUBTED = 4  # deployments in use whose predictions are doubted, those with most replica-hours first
-_RUNNERS_UP_S, _MEASURE_S, _SLO_S = 30.0, 20.0, 10.0
+_RUNNERS_UP_S, _MEASURE_S, _SLO_S = 5.0, 8.0, 4.0  # at most, on any machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,15 @@ class Doubt:
     Attributes
     ----------
     moved
-        Share of the plan's replica-hours that the best fleet would then do without.
+        Share of the best fleet's replica-hours that it would then do without, were replicas divisible.
     regret
-        Share of the objective that it would then save; below 0 where keeping the demand served costs more.
+        Share of the objective that it would then save, likewise; below 0 where keeping the demand served costs more.
+        ``None`` where no fleet could.
     """
 
     what: str
     moved: float
-    regret: float
+    regret: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class FleetExplanation:
     worth_of_quality
         Saved by a floor on mean quality that is one point lower, by class, likewise.
     worth_of_slo
-        Saved by each millisecond of an SLO, from a plan with an SLO that is looser by a quarter.
+        Saved by each millisecond of an SLO, likewise, taken over one that is looser by a tenth.
     runner_ups
         The fleets within 5 %, or else the nearest; best first.
     measure_next
@@ -100,7 +101,7 @@ def explained(asked: Asked, result: FleetResult, *, solver: str) -> FleetExplana
         worth_of_quality={}
         if prices is None
         else {one: 0.01 * worth for one, worth in zip(problem.classes, prices.quality.tolist(), strict=True) if worth},
-        worth_of_slo=_worth_of_slos(asked, result, solver),
+        worth_of_slo={} if prices is None else _worth_of_slos(asked, prices, solver),
         runner_ups=tuple(
             OtherFleet(
                 other.without,
@@ -111,7 +112,7 @@ def explained(asked: Asked, result: FleetResult, *, solver: str) -> FleetExplana
         ),
         measure_next=tuple(
             Doubt(one.what, one.moved, one.regret)
-            for one in what_to_measure(problem, result, _errors(asked, result), backend=solver, time_limit_s=_MEASURE_S)
+            for one in what_to_measure(problem, _errors(asked, result), backend=solver, time_limit_s=_MEASURE_S)
         ),
         rejected=asked.rejected,
     )
@@ -130,7 +131,7 @@ def _binding(asked: Asked, gpus: Bools, power: Bools) -> Iterator[str]:
         yield f"power cap: {when(power)}"
 
 
-def _worth_of_slos(asked: Asked, result: FleetResult, solver: str) -> dict[str, float]:
+def _worth_of_slos(asked: Asked, prices: Prices, solver: str) -> dict[str, float]:
     """Return what a millisecond more of each SLO saves, where it saves anything."""
     worth = {}
     for k, one in enumerate(asked.demand.classes):
@@ -143,18 +144,11 @@ def _worth_of_slos(asked: Asked, result: FleetResult, solver: str) -> dict[str, 
             except InfeasibleError:
                 continue
             step_ms = 1000 * (looser.threshold_s - slo.threshold_s)
-            saved = marginal(
-                asked.problem, result, partial(_always, other), step_ms, backend=solver, time_limit_s=_SLO_S
-            )
-            if saved is not None and saved * step_ms > _NOISE * (result.objective or 0.0):
-                worth[f"{one.name}: {slo.metric.upper()} p{slo.percentile:g}, {format_duration(slo.threshold_s)}"] = (
-                    saved
-                )
+            gain = saved(prices, other, backend=solver, time_limit_s=_SLO_S)
+            if gain is not None and gain > _NOISE * prices.bound:
+                name = f"{one.name}: {slo.metric.upper()} p{slo.percentile:g}, {format_duration(slo.threshold_s)}"
+                worth[name] = gain / step_ms
     return worth
-
-
-def _always(problem: FleetProblem, _: float) -> FleetProblem:
-    return problem
 
 
 def _errors(asked: Asked, result: FleetResult) -> Iterator[tuple[str, FleetProblem]]:

@@ -22,7 +22,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qplan.solvers.scale.structure import Structure
+    from qplan.solvers.scale.capacities import Capacities
 
     Floats = NDArray[np.float64]
     Indices = NDArray[np.int64]
@@ -76,35 +76,29 @@ class Cuts:
         return np.repeat(np.arange(len(self)), np.diff(self.indptr))
 
 
-def broken_cuts(structure: Structure, values: Floats) -> Cuts:
-    """Return the residual capacity inequalities that a point breaks, one for each capacity row at most."""
-    s = structure
-    n_rows = int(s.whole_row.max(initial=-1)) + 1
-    replicas = np.bincount(s.whole_row, weights=s.multiple * values[s.whole_column], minlength=n_rows)
-    part = replicas - np.floor(replicas + 1e-9)
-    share = values[s.load_column] / np.maximum(s.upper[s.load_column], 1e-300)
-    chosen = (share > part[s.load_row] + 1e-9) & (s.load > 0)
-    row, load = s.load_row[chosen], s.load[chosen]
-    total = np.bincount(row, weights=load, minlength=n_rows)
+def broken_cuts(capacities: Capacities, values: Floats) -> Cuts:
+    """Return the residual capacity inequalities that a point breaks, one for each capacity at most."""
+    c = capacities
+    replicas = np.bincount(c.whole_row, weights=c.multiple * values[c.whole_column], minlength=len(c))
+    fraction = replicas - np.floor(replicas + 1e-9)
+    part = np.bincount(c.of_part, weights=c.per_unit * values[c.column], minlength=len(c.row))
+    chosen = (part > fraction[c.row] + 1e-9) & (c.load > 0)
+    row, load = c.row[chosen], c.load[chosen]
+    total = np.bincount(row, weights=load, minlength=len(c))
     residue = total - np.floor(total)
-    short = residue * (np.ceil(total) - replicas) - np.bincount(
-        row, weights=load * (1 - share[chosen]), minlength=n_rows
-    )
+    short = residue * (np.ceil(total) - replicas)
+    short -= np.bincount(row, weights=load * (1 - part[chosen]), minlength=len(c))
     broken = (short > _BROKEN) & (residue > 1e-6) & (residue < 1 - 1e-9)
     if not broken.any():
         return Cuts.none()
 
-    # sum over S of load / upper * column  -  residue * replicas  <=  L - residue * ceil(L), with its sign turned
-    loads, wholes = broken[row], broken[s.whole_row]
+    # sum over S of load * part  -  residue * replicas  <=  L - residue * ceil(L), with its sign turned
+    entries = (chosen & broken[c.row])[c.of_part]
+    of_part, wholes = c.of_part[entries], broken[c.whole_row]
     position = np.cumsum(broken) - 1
-    rows = np.concatenate([position[row[loads]], position[s.whole_row[wholes]]])
-    columns = np.concatenate([s.load_column[chosen][loads], s.whole_column[wholes]])
-    data = np.concatenate(
-        [
-            -load[loads] / s.upper[s.load_column[chosen][loads]],
-            residue[s.whole_row[wholes]] * s.multiple[wholes],
-        ]
-    )
+    rows = np.concatenate([position[c.row[of_part]], position[c.whole_row[wholes]]])
+    columns = np.concatenate([c.column[entries], c.whole_column[wholes]])
+    data = np.concatenate([-c.load[of_part] * c.per_unit[entries], residue[c.whole_row[wholes]] * c.multiple[wholes]])
     order = np.argsort(rows, kind="stable")
     count = int(broken.sum())
     ends = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))])

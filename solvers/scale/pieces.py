@@ -113,7 +113,7 @@ def loose_pieces(program: MatrixProgram, structure: Structure) -> tuple[list[Pie
         The rows left out: those with columns of several pieces.
     """
     essential = structure.essential
-    piece = _components(len(program.cost), structure.row_of[essential], program.indices[essential].astype(np.int64))
+    piece = components(len(program.cost), structure.row_of[essential], program.indices[essential].astype(np.int64))
     least, most = np.full(len(program.row_lower), len(program.cost)), np.full(len(program.row_lower), -1)
     np.minimum.at(least, structure.row_of, piece[program.indices])
     np.maximum.at(most, structure.row_of, piece[program.indices])
@@ -128,7 +128,7 @@ def loose_pieces(program: MatrixProgram, structure: Structure) -> tuple[list[Pie
     ], linking
 
 
-def _components(n_columns: int, row_of: Indices, columns: Indices) -> Indices:
+def components(n_columns: int, row_of: Indices, columns: Indices) -> Indices:
     """Return a label for each column, the same for columns that rows connect: the least column of them."""
     label = np.arange(n_columns)
     if not len(row_of):

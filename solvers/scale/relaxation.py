@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qplan.solvers.scale.capacities import Capacities
 from qplan.solvers.scale.cuts import Cuts, broken_cuts
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def relax(program: MatrixProgram, structure: Structure, deadline: float, *, lift
     None if it is infeasible or without a bound, or no time is left to see.
     """
     simplex = _Simplex(program, structure)
+    capacities = Capacities.of(program, structure)
     best: Relaxed | None = None
     stale = 0
     while simplex.solve(deadline):
@@ -78,7 +80,7 @@ def relax(program: MatrixProgram, structure: Structure, deadline: float, *, lift
             best = found
         if stale >= _PATIENCE or time.perf_counter() >= deadline:
             break
-        cuts = broken_cuts(structure, found.values)
+        cuts = broken_cuts(capacities, found.values)
         if not len(cuts):
             break
         simplex.cut(cuts)
@@ -127,21 +129,27 @@ class _Simplex:
         return first
 
     def _add(self, columns: Indices) -> None:
-        """Hand over columns, their coefficients in the cuts (none, for pairs) aside."""
-        program = self.program
+        """Hand over columns, with what stands in the program's rows and in the cuts so far."""
+        program, cuts = self.program, self.cuts
         length = self._starts[columns + 1] - self._starts[columns]
         starts = np.concatenate([[0], np.cumsum(length)])[:-1]
         at = np.repeat(self._starts[columns] - starts, length) + np.arange(length.sum())
         entries = self._order[at]
+        position = np.full(len(program.cost), -1)
+        position[columns] = np.arange(len(columns))
+        cut = np.flatnonzero(position[cuts.indices] >= 0)
+        of_column = np.concatenate([np.repeat(np.arange(len(columns)), length), position[cuts.indices[cut]]])
+        rows = np.concatenate([self.structure.row_of[entries], len(program.row_lower) + cuts.row_of[cut]])
+        order = np.argsort(of_column, kind="stable")
         self.highs.addCols(
             len(columns),
             program.cost[columns],
             program.lower[columns],
             self.structure.upper[columns],
-            len(entries),
-            starts.astype(np.int32),
-            self.structure.row_of[entries].astype(np.int32),
-            program.data[entries],
+            len(order),
+            np.searchsorted(of_column[order], np.arange(len(columns))).astype(np.int32),
+            rows[order].astype(np.int32),
+            np.concatenate([program.data[entries], cuts.data[cut]])[order],
         )
         self.present = np.concatenate([self.present, columns])
         self.absent[columns] = False
@@ -179,14 +187,16 @@ class _Simplex:
         """Add rows."""
         position = np.full(len(self.absent), -1)
         position[self.present] = np.arange(len(self.present))
+        here = position[cuts.indices]
+        inside = here >= 0
         self.highs.addRows(
             len(cuts),
             cuts.lower,
             np.full(len(cuts), np.inf),
-            len(cuts.data),
-            cuts.indptr[:-1].astype(np.int32),
-            position[cuts.indices].astype(np.int32),
-            cuts.data,
+            int(inside.sum()),
+            np.searchsorted(cuts.row_of[inside], np.arange(len(cuts))).astype(np.int32),
+            here[inside].astype(np.int32),
+            cuts.data[inside],
         )
         self.cuts = self.cuts.and_(cuts)
 

@@ -95,19 +95,15 @@ class Search:
 
     def widened(self, backend: SolverBackend, *, width: int, loads: int, time_limit_s: float, mip_gap: float) -> Search:
         """Search over the `width` kinds of replicas with the least reduced cost, with `loads` pairs of each demand."""
-        program = self.program
-        useless = self._useless()
-        dropped = useless | (program.integer & (program.lower == 0) & (self._rank() >= width))
-        kept = ~dropped & ~_stranded(self.structure, dropped)
-        fewer = kept & self._among_best(kept, loads)
-        everything = not (dropped & ~useless).any() and not (kept & ~fewer).any()
-
-        part = restricted(self._with_cuts(), fewer)
-        columns = self.columns[part.columns]
         begun = time.perf_counter()
-        found = self
+        found, (kept, everything) = self, self._chosen(width, loads)
         if self.distance > _FAR * abs(self.bound):
-            found = found._improved(columns, _feasible(part.program, begun + _DIVING * time_limit_s))
+            part = restricted(self._with_cuts(), kept)
+            point = _feasible(part.program, begun + _DIVING * time_limit_s)
+            found = self._improved(self.columns[part.columns], point)
+            kept, everything = found._chosen(width, loads)
+        part = restricted(self._with_cuts(), kept)
+        columns = self.columns[part.columns]
         answer = backend.solve(
             part.program,
             time_limit_s=max(begun + time_limit_s - time.perf_counter(), 0.0),
@@ -119,9 +115,20 @@ class Search:
             proven = np.inf if answer.status == "infeasible" else answer.bound
             proven = -np.inf if proven is None else proven
             bound = max(found.bound, min(proven, found.objective))
-            ended = found.objective - bound <= mip_gap * abs(found.objective) or answer.status == "infeasible"
+            ended = answer.status in ("optimal", "infeasible") or (
+                found.objective - bound <= mip_gap * abs(found.objective)
+            )
             found = replace(found, done=ended, bound=bound)
         return found
+
+    def _chosen(self, width: int, loads: int) -> tuple[Mask, bool]:
+        """Mark the columns to search over, and say whether all that a better solution could have are among them."""
+        program, useless = self.program, self._useless()
+        used = np.zeros(len(program.cost), bool) if self.values is None else self.values[self.columns] > 0
+        dropped = useless | (program.integer & (program.lower == 0) & (self._rank() >= width) & ~used)
+        kept = ~dropped & ~_stranded(self.structure, dropped)
+        fewer = kept & (self._among_best(kept, loads) | used)
+        return fewer, not (dropped & ~useless).any() and not (kept & ~fewer).any()
 
     def narrowed(self, deadline: float) -> Search:
         """Leave out what cannot be part of a better solution, and strengthen the relaxation of the rest."""

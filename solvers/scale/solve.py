@@ -2,7 +2,8 @@
 
 1. Read demand and capacity rows (:mod:`~qplan.solvers.scale.structure`), and split the program where only rows with
    slack tie it together (:mod:`~qplan.solvers.scale.pieces`).
-2. Bound each piece by its relaxation with residual capacity inequalities, pairs generated as they pay
+2. Bound each piece by its relaxation with residual capacity inequalities, also of deployments at about one price
+   together (:mod:`~qplan.solvers.scale.capacities`), pairs generated as they pay
    (:mod:`~qplan.solvers.scale.relaxation`).
 3. Search each piece over the columns that the relaxation cannot rule out (:mod:`~qplan.solvers.scale.search`).
 
@@ -11,30 +12,26 @@ If the pieces break a row that was left out, their bound stands and the whole is
 
 from __future__ import annotations
 
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qplan.solvers.backends import MatrixProgram, Solution, SolverBackend, open_backend
 from qplan.solvers.backends.contract import feasible_point, graded
+from qplan.solvers.scale.parallel import each, workers_of
 from qplan.solvers.scale.pieces import Piece, loose_pieces, without_fixed
 from qplan.solvers.scale.relaxation import relax
 from qplan.solvers.scale.search import EVERY, Search
 from qplan.solvers.scale.structure import read_structure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.float64]
-
-_Item = TypeVar("_Item")
-_Done = TypeVar("_Done")
 
 #: Share of the time that the first relaxations may take, and by how much of the bound a round of cuts has to lift it.
 _RELAXING, _LIFT = 0.3, 1e-3
@@ -43,6 +40,20 @@ _NARROWING = 0.6
 #: Rounds of searches: kinds of replicas, loads of each demand, share of the time left that the round may take unless
 #: it is the last, and the loads up to which a piece is better searched whole.
 _ROUNDS = ((20, 10, 0.3, 400), (60, 25, 0.5, 20_000), (EVERY, EVERY, 1.0, EVERY))
+
+
+#: Continuous columns from which on a backend by itself takes longer.
+_LARGE = 120
+
+
+def minimise(program: MatrixProgram, backend: SolverBackend, *, time_limit_s: float, mip_gap: float) -> Solution:
+    """Minimise a program: a large one with whole columns at scale, any other by the backend as it is.
+
+    Parameters and answer are those of :func:`solve_at_scale`.
+    """
+    if program.integer.any() and np.count_nonzero(~program.integer) > _LARGE:
+        return solve_at_scale(program, backend=backend, time_limit_s=time_limit_s, mip_gap=mip_gap)
+    return backend.solve(program, time_limit_s=time_limit_s, mip_gap=mip_gap)
 
 
 def solve_at_scale(
@@ -116,7 +127,7 @@ def _solve_pieces(
 
     None if a relaxation has no optimum, and no point either as soon as the relaxations together break a row.
     """
-    workers = _workers(backend)
+    workers = workers_of(backend)
     begun = time.perf_counter()
 
     def begin(piece: Piece, until: float) -> Search | None:
@@ -125,7 +136,7 @@ def _solve_pieces(
         point = None if known is None else known[piece.columns]
         return None if relaxed is None else Search.begin(piece.program, structure, relaxed, point)
 
-    relaxations = _each(begin, pieces, begun + _RELAXING * (deadline - begun), workers)
+    relaxations = each(begin, pieces, begun + _RELAXING * (deadline - begun), workers)
     searches = [one for one in relaxations if one is not None]
     if len(searches) < len(pieces):
         return None
@@ -152,32 +163,12 @@ def _solve_pieces(
         open_.sort(key=lambda i: (searches[i].distance, i))
         last = all(searches[i].loads <= few for i in open_)  # nothing is left to widen later
         until = deadline if last else now + fraction * (deadline - now)
-        wider = _each(widen, [searches[i] for i in open_], until, workers)
+        wider = each(widen, [searches[i] for i in open_], until, workers)
         for i, one in zip(open_, wider, strict=True):
             searches[i] = one
     bound = sum(one.bound for one in searches)
     found = [one.values for one in searches if one.values is not None]
     return (_joined(program, pieces, found) if len(found) == len(pieces) else None), bound
-
-
-def _each(work: Callable[[_Item, float], _Done], items: Sequence[_Item], until: float, workers: int) -> list[_Done]:
-    """Do the work on every item, some at a time, telling each until when it may last: what others leave is shared."""
-
-    def timed(place: int) -> _Done:
-        now = time.perf_counter()
-        share = min(1.0, workers / (len(items) - place))
-        return work(items[place], now + max(until - now, 0.0) * share)
-
-    if workers == 1 or len(items) == 1:
-        return [timed(place) for place in range(len(items))]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(timed, range(len(items))))
-
-
-def _workers(backend: SolverBackend) -> int:
-    """Return how many pieces to work on at once: HiGHS runs outside Python's lock, other backends may mind company."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if backend.name == "highs" else 1
 
 
 def _closed(searches: Sequence[Search], mip_gap: float) -> bool:

@@ -41,6 +41,8 @@ class Structure:
         Upper bounds of the columns, those that rows imply included.
     demand : ndarray of int, shape (C,)
         A demand row of each continuous column; -1 where it is in none.
+    full : ndarray of shape (C,)
+        What the column would be if it met that demand alone; infinite where it has none.
     load_row, load_column : ndarray of int, shape (L,)
         Capacity row and column of each load.
     load : ndarray of shape (L,)
@@ -54,6 +56,7 @@ class Structure:
     row_of: Indices
     upper: Floats
     demand: Indices
+    full: Floats
     load_row: Indices
     load_column: Indices
     load: Floats
@@ -81,6 +84,8 @@ def read_structure(program: MatrixProgram) -> Structure:
     equal = (program.row_lower == program.row_upper) & _all_of(row_of, continuous & (value > 0), n_rows)
     inside = equal[row_of]
     demand[column[inside]] = row_of[inside]
+    full = np.full(len(program.cost), np.inf)
+    full[column[inside]] = program.row_lower[row_of[inside]] / value[inside]
 
     unit = _unit(program, row_of)
     of_capacity = (unit > 0)[row_of]
@@ -90,6 +95,7 @@ def read_structure(program: MatrixProgram) -> Structure:
         row_of=row_of,
         upper=upper,
         demand=demand,
+        full=full,
         load_row=row_of[loads],
         load_column=column[loads],
         load=value[loads] * upper[column[loads]] / unit[row_of[loads]],

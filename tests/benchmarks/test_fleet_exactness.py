@@ -11,6 +11,7 @@ import importlib.util
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qplan.solvers.fleet import solve
 from qplan.solvers.fleet.problem import FleetProblem
 from qplan.solvers.fleet.prune import undominated
 from qplan.solvers.fleet.solve import solve_fleet
+from qplan.solvers.scale import solve as at_scale
 
 REFERENCE = Path(__file__).parents[1] / "solvers" / "fleet" / "fleet_reference.py"
 
@@ -40,7 +42,7 @@ def reference() -> Any:
 def test_300_random_fleets(reference: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "narrowed":
         monkeypatch.setattr(solve, "_SMALL", -1)
-        monkeypatch.setattr(solve, "_SMALL_TOGETHER", -1)
+        monkeypatch.setattr(at_scale, "_LARGE", -1)
         monkeypatch.setattr(solve, "_FEW", 1)
     kinds: Counter[str] = Counter()
     worst, seconds = 0.0, 0.0
@@ -74,6 +76,16 @@ def test_a_day_at_500_requests_per_second() -> None:
     )
     assert result.bound is not None
     assert 0 < result.bound <= result.objective
+
+
+def test_that_day_with_a_spare_replica() -> None:
+    problem = replace(day(0), spare=1)
+    result = solve_fleet(problem, time_limit_s=30.0)
+    assert result.objective is not None
+    assert result.bound is not None
+    assert result.gap is not None
+    print(f"\nwith a spare: ${result.objective:.2f}, gap {result.gap:.2%}, {result.seconds:.1f} s")  # noqa: T201
+    assert result.bound <= result.objective < 1.3 * result.bound
 
 
 def day(seed: int) -> FleetProblem:

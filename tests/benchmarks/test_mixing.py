@@ -123,6 +123,7 @@ def fleet_of(
         counts=np.array([[1]]),
         share=np.ones((len(served), 1, 1)),
         available=np.ones(1),
+        recorded=(None,) * len(served),
     )
 
 

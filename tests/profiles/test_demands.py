@@ -133,6 +133,17 @@ def test_objectives_are_one_measure_weights_or_an_order() -> None:
         ("periods: 0\n" + ONE, r"demand.yaml:1: periods: found '0'; expected a whole number"),
         ("period: 0h\n" + ONE, r"demand.yaml:1: period: found '0h'; expected a time of more than 0"),
         ("percentile: 100\n" + ONE, r"demand.yaml:1: percentile: found '100'; expected a percentile"),
+        ("percentile: 0.9\n" + ONE, r"demand.yaml:1: percentile: found '0.9'; expected a percentile .* such as 90"),
+        (ONE.replace("10qps", "''"), r":2: classes\[0\].rate: found ''; expected a rate such as 40qps"),
+        (of_class("demand: {a: 1}"), r":2: .*demand: found a mapping; expected flat, diurnal, trace or a list"),
+        (
+            ONE.replace("lengths: chat", "lengths: isl=512,osl=128"),
+            r":2: .*unknown key 'osl=128'; .*; quote a value that holds a comma",
+        ),
+        (ONE + "gpus: {h100: 8}", r":3: gpus: found a mapping; expected a list such as \[{gpu: h100, count: 8}\]"),
+        (ONE + "gpus:", r":3: gpus: found nothing; expected a GPU such as h100"),
+        (ONE + "gpus: [{gpu: h100, count: 4, node: 8}]", r":3: gpus\[0\].node: nodes of 8 GPUs, but there are only 4"),
+        (ONE + "objective: [cost, cost]", r":3: objective\[1\]: the measure cost is given twice"),
         (ONE + "gpus: [h10]", r":3: gpus\[0\]: unknown GPU 'h10'; .* did you mean 'h100'"),
         (ONE + "gpus:\n  - {count: 3}", r":4: gpus\[0\]: a pool of GPUs needs the key 'gpu'"),
         (ONE + "gpus: [h100, {gpu: h100, count: 2}]", r":3: gpus\[1\]: the pool H100-SXM5-80GB is given twice"),
@@ -172,6 +183,8 @@ def test_files_are_named_after_themselves_and_paths_are_beside_them(trace: Path)
     path = trace.parent / "mine.yaml"
     path.write_text("classes:\n  - {name: t, trace: trace.csv, models: [llama-3.1-8b]}\n")
     assert read_demand(path).name == "mine"
-    assert read_demand(path).classes[0].trace == str(trace)
+    recorded = read_demand(path).classes[0].trace
+    assert recorded is not None
+    assert recorded.file == str(trace)
     with pytest.raises(InputError, match=r"none.yaml: No such file"):
         read_demand(trace.parent / "none.yaml")

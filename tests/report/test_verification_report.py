@@ -19,7 +19,7 @@ def told(rounds: int = 1, **changes: Any) -> dict[str, Any]:
         "requests": 20_000,
     }
     second = {**first, "period": 1, "share": 0.91, "lower": 0.895, "upper": 0.925, **changes}
-    data = {"holds": not changes, "requests": 40_000, "attainments": [first, second]}
+    data = {"holds": not changes, "requests": 40_000, "attainments": [first, second], "recorded": []}
     before = {**second, "share": 0.5, "lower": 0.4}
     return {**data, "rounds": rounds, "least_factor": 0.875, "first": {**data, "attainments": [before]}}
 
@@ -47,6 +47,17 @@ def test_plans_made_again_say_what_the_first_had() -> None:
         "2 times, with capacities down to 88% of those predicted: the first plan had 50.00% of chat within p90:ttft=1s"
     )
     assert "planned again" not in dict(verification_rows(told()))
+
+
+def test_arrivals_are_told_as_they_were() -> None:
+    def simulated(recorded: list[str], *classes: str) -> str:
+        one = told()["attainments"][0]
+        every = [{**one, "class": name} for name in classes]
+        return dict(verification_rows({**told(), "attainments": every, "recorded": recorded}))["simulated"]
+
+    assert simulated([], "chat") == "40,000 requests, Poisson arrivals, random routing"
+    assert simulated(["chat"], "chat") == "40,000 requests, chat as in the trace, random routing"
+    assert "chat as in the trace, else Poisson arrivals" in simulated(["chat"], "chat", "code")
 
 
 def test_what_it_is_not_is_always_said() -> None:

@@ -44,13 +44,23 @@ def bucket(
         When there is no request or `lengths` is not of shape (requests, 2).
     """
     lengths = np.asarray(lengths)
-    if lengths.ndim != 2 or lengths.shape[1] != 2 or not len(lengths):
-        raise ValueError(f"lengths has shape {lengths.shape}; expected (requests, 2) with at least one request")
-    cell = _bin(lengths[:, 0], input_edges) * len(output_edges) + _bin(lengths[:, 1], output_edges)
-    _, member, counts = np.unique(cell, return_inverse=True, return_counts=True)
+    member = bucket_of(lengths, input_edges, output_edges)
+    counts = np.bincount(member)
     sums = np.zeros((len(counts), 2))
     np.add.at(sums, member, lengths)
     return np.column_stack([sums / counts[:, None], counts])
+
+
+def bucket_of(
+    lengths: NDArray[np.int64],
+    input_edges: tuple[float, ...] = INPUT_EDGES,
+    output_edges: tuple[float, ...] = OUTPUT_EDGES,
+) -> NDArray[np.int64]:
+    """Return the row of :func:`bucket` that each request is in, shape (requests,); arguments and errors are its own."""
+    if lengths.ndim != 2 or lengths.shape[1] != 2 or not len(lengths):
+        raise ValueError(f"lengths has shape {lengths.shape}; expected (requests, 2) with at least one request")
+    cell = _bin(lengths[:, 0], input_edges) * len(output_edges) + _bin(lengths[:, 1], output_edges)
+    return np.asarray(np.unique(cell, return_inverse=True)[1], np.int64)
 
 
 def _bin(values: NDArray[np.int64], edges: tuple[float, ...]) -> NDArray[np.int64]:

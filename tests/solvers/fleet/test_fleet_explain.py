@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qplan.solvers.fleet.explain import binding, explain, marginal, what_to_measure
+from qplan.solvers.fleet.explain import binding, explain, saved, what_to_measure
 from qplan.solvers.fleet.problem import FleetProblem
 from qplan.solvers.fleet.solve import solve_fleet
 
@@ -48,8 +48,8 @@ def test_a_gpu_of_the_pool_that_is_used_up_is_worth_the_difference(problem: Flee
     assert found.prices is not None
     np.testing.assert_allclose(found.prices.gpu, [0.5, 0.0], atol=1e-7)
     assert found.binding.gpus.tolist() == [[True, False], [False, False]]
-    saved = marginal(problem, result, lambda n: replace(problem, inventory=problem.inventory + n), 1.0)
-    assert saved == pytest.approx(0.5)
+    assert saved(found.prices, replace(problem, inventory=problem.inventory + 2)) == pytest.approx(2 * 0.5)
+    assert saved(found.prices, replace(problem, inventory=np.zeros(2))) is None
 
 
 def test_a_floor_and_a_cap_have_a_price(problem: FleetProblem) -> None:
@@ -94,11 +94,16 @@ def test_what_would_change_the_plan_comes_first(problem: FleetProblem) -> None:
         scaled = problem.capacity_qps * np.where(np.arange(4) == d, factor, 1.0)
         return replace(problem, capacity_qps=scaled)
 
-    result = solve_fleet(problem)
+    nothing = replace(problem, capacity_qps=np.zeros((1, 4)))
     found = what_to_measure(
-        problem, result, [("b2 slower", with_capacity(3, 0.9)), ("b2 faster", with_capacity(3, 1.3))]
+        problem,
+        [("b2 slower", with_capacity(3, 0.9)), ("b2 faster", with_capacity(3, 1.3)), ("none serves", nothing)],
     )
-    assert [one.what for one in found] == ["b2 faster", "b2 slower"]
-    assert found[0].regret > 0
-    assert found[0].moved > 0
-    assert found[1].regret == pytest.approx(0.0, abs=1e-4)
+    assert [one.what for one in found] == ["none serves", "b2 faster", "b2 slower"]
+    gone, faster, slower = found
+    assert gone.regret is None
+    assert faster.regret is not None
+    assert faster.regret > 0
+    assert 0 < faster.moved < 1
+    assert slower.regret == pytest.approx(0.0, abs=1e-4)
+    assert slower.moved == pytest.approx(0.0, abs=1e-4)

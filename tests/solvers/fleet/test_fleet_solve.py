@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qplan.core.errors import InputError
+from qplan.solvers.backends import open_backend
 from qplan.solvers.fleet import solve
 from qplan.solvers.fleet.problem import FleetProblem, FleetResult
+from qplan.solvers.fleet.search import weighing
 from qplan.solvers.fleet.solve import solve_fleet
+from qplan.solvers.fleet.spare import reinforced, with_runs
+from qplan.solvers.scale import solve as at_scale
 
 
 def one_class(capacity: list[float], price: list[float], **other: Any) -> FleetProblem:
@@ -74,7 +78,7 @@ def test_random_fleets_are_the_reference_optimum(reference: Any) -> None:
 def test_the_narrowed_search_finds_the_reference_optimum(reference: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of large problems, from one option on, on small ones."""
     monkeypatch.setattr(solve, "_SMALL", -1)
-    monkeypatch.setattr(solve, "_SMALL_TOGETHER", -1)
+    monkeypatch.setattr(at_scale, "_LARGE", -1)
     monkeypatch.setattr(solve, "_FEW", 1)
     assert compare(reference, range(100, 104))["optimal"] >= 2
     assert compare(reference, range(1050, 1053))["optimal"] >= 2
@@ -154,6 +158,13 @@ def test_two_spare_replicas() -> None:
     assert solve_fleet(replace(problem, spare=2)).counts.tolist() == [[0], [4]]
 
 
+def test_more_spare_replicas_than_there_can_be_replicas_are_infeasible_at_once() -> None:
+    problem = one_class([10.0, 5.0], [3.0, 1.4], inventory=[4.0, 3.0], gpus=[2, 1], spare=5)
+    assert solve_fleet(problem, time_limit_s=0.0).status == "infeasible"
+    assert solve_fleet(replace(problem, spare=4), time_limit_s=5.0).status == "infeasible"
+    assert solve_fleet(replace(problem, spare=2)).status == "optimal"
+
+
 def test_the_load_is_spread_evenly_where_nothing_is_lost_by_it() -> None:
     problem = one_class([8.0, 4.0], [3.0, 1.6], rate_qps=[[9.0]])
     result = solve_fleet(problem)
@@ -202,6 +213,37 @@ def test_demand_and_limits_move_the_objective_the_right_way(
         spare=max(problem.spare - 1, 0),
     )
     assert at_most(solve_fleet(looser, mip_gap=0.0), result)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(10_000, 99_999), st.sampled_from([0.01, 0.05, 0.3]), st.integers(0, 2))
+def test_no_limit_is_broken_however_little_time_there_is(
+    reference: Any, seed: int, time_limit_s: float, spare: int
+) -> None:
+    """Whole replicas, demand, inventory, nodes, power, floors and losses hold of every fleet that is returned."""
+    problem = replace(reference.make_fleet(seed), spare=spare)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(solve, "_SMALL", -1)
+        patched.setattr(solve, "_FEW", 1)
+        result = solve_fleet(problem, time_limit_s=time_limit_s)
+    if result.objective is not None:
+        reference.check_fleet(problem, result)
+        assert result.bound is None or result.bound <= result.objective
+
+
+def test_replicas_are_added_until_any_loss_is_survived() -> None:
+    """Two fill the demand; of three the loss of one is survived, and the cheaper option makes up for it."""
+    problem = replace(one_class([5.0, 5.0], [1.0, 1.2]), spare=1)
+    program, _ = with_runs(weighing(problem, np.arange(2)))
+    values = np.zeros(len(program.matrix.cost))
+    values[program.count[1]] = 2
+    backend = open_backend("highs")
+    counts = reinforced(program, values, backend)
+    assert counts is not None
+    assert counts.tolist() == [[1], [2]]
+    scarce = replace(problem, inventory=np.array([0.0, 2.0]))
+    program, _ = with_runs(weighing(scarce, np.arange(2)))
+    assert reinforced(program, values, backend) is None
 
 
 @pytest.mark.parametrize(

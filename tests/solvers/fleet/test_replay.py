@@ -15,7 +15,8 @@ from qplan.models.simulator.dispatch import Dispatch
 from qplan.models.simulator.replica import Batching, Replica
 from qplan.models.simulator.simulation import simulate
 from qplan.models.simulator.traffic import Traffic
-from qplan.solvers.fleet.replay import PlannedFleet, alike, period_s, replay
+from qplan.solvers.fleet.arrivals import Recorded
+from qplan.solvers.fleet.replay import PlannedFleet, period_s, replay
 from qplan.solvers.fleet.verify import verify
 
 PREFILL_S = 1e-3  # of a prompt of 100 tokens, beside the 10 ms of any iteration
@@ -45,17 +46,8 @@ def fleet(**changes: Any) -> PlannedFleet:
         "share": np.array([[[1.0, 0.8, 0.5], [0.0, 0.2, 0.5]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]),
         "available": np.ones(2),
     }
-    return PlannedFleet(**{**fields, **changes})
-
-
-def test_replicas_up_in_the_same_periods_are_alike() -> None:
-    groups = alike(np.array([[1, 3, 2], [0, 0, 0], [0, 2, 2]]))
-    assert [(one.option, one.count, one.up.tolist()) for one in groups] == [
-        (0, 1, [True, True, True]),
-        (0, 1, [False, True, True]),
-        (0, 1, [False, True, False]),
-        (2, 2, [False, True, True]),
-    ]
+    both = {**fields, **changes}
+    return PlannedFleet(**{"recorded": (None,) * len(both["classes"]), **both})
 
 
 def test_a_replica_gets_its_part_of_the_demand() -> None:
@@ -71,13 +63,9 @@ def test_the_others_carry_the_load_of_spot_replicas_that_are_away() -> None:
 
 def test_periods_are_long_enough_for_the_requests() -> None:
     one = fleet()
-    groups = alike(one.counts)
-    counted = replay(one, requests=1000, seed=1)
-    totals = sum(run.requests.sum(axis=(0, 2)) for run in counted)
-    seconds = period_s(one, groups, 1000)
-    loaded = np.stack([(one.load_qps(group.option).sum(axis=0) > 0) & group.up for group in groups]).sum(axis=0)
-    np.testing.assert_allclose(totals, 1000 * loaded, rtol=0.1)
-    assert (seconds > 0).all()
+    totals = sum(run.requests.sum(axis=(0, 2)) for run in replay(one, requests=1000, seed=1))
+    np.testing.assert_allclose(totals, [1000, 2000, 2000], rtol=0.1)  # the slow one is not up at first
+    assert (period_s(one, 1000) > 0).all()
 
 
 def test_a_rare_class_makes_periods_longer_and_a_period_without_demand_takes_no_time() -> None:
@@ -89,7 +77,7 @@ def test_a_rare_class_makes_periods_longer_and_a_period_without_demand_takes_no_
         counts=np.array([[1, 1, 1], [0, 0, 0]]),
         share=np.stack([np.ones((2, 3)), np.zeros((2, 3))], axis=1),
     )
-    usual, without, longer = period_s(both, alike(both.counts), 1000)
+    usual, without, longer = period_s(both, 1000)
     assert usual == pytest.approx(1000 / 40)
     assert without == 0
     assert longer == pytest.approx(5 * 1000 / 20.5)
@@ -123,9 +111,26 @@ def test_the_same_seed_gives_the_same_requests_and_another_does_not() -> None:
 def test_a_subset_of_options_sees_what_it_sees_with_all() -> None:
     everything = replay(fleet(), requests=300, seed=1)
     one = replay(fleet(), requests=300, seed=1, among=[1])
-    assert [run.alike.option for run in one] == [1]
-    expected = next(run for run in everything if run.alike.option == 1)
+    assert [run.option for run in one] == [1]
+    expected = next(run for run in everything if run.option == 1)
     np.testing.assert_array_equal(one[0].requests, expected.requests)
+
+
+def test_a_class_with_a_trace_is_replayed_from_it() -> None:
+    """Sixteen at once every four seconds: the same rate as at random, and most wait for one another."""
+    times = np.repeat(4.0 * np.arange(50), 16)
+    trace = Recorded(times, 200.0, np.zeros(800, int), np.full(800, 100), np.full(800, 20), by_period=False)
+    calm = fleet(
+        slos=((Slo("ttft", 0.02, 90.0),),),
+        rate_qps=np.array([[4.0], [0.0]]),
+        counts=np.array([[1], [0]]),
+        share=np.array([[[1.0], [0.0]], [[1.0], [0.0]]]),
+    )
+    bursty = replace(calm, recorded=(trace,))
+    shares = [verify(one, requests=3000, seed=2).attainments[0] for one in (calm, bursty)]
+    assert shares[0].share > 0.9
+    assert shares[1].share < 0.5
+    assert shares[1].requests == pytest.approx(3000, rel=0.1)
 
 
 def test_a_fleet_that_leaves_requests_unserved_is_refused() -> None:
@@ -142,8 +147,8 @@ def test_slos_that_cannot_be_judged_are_refused(slo: Slo, message: str) -> None:
         fleet(slos=((slo,),))
 
 
-def test_a_lower_load_factor_only_scales_the_demand() -> None:
-    light = replay(fleet(), requests=2000, seed=1, load=0.5)
+def test_a_lower_load_only_scales_the_demand() -> None:
+    light = replay(fleet().scaled(0.5, range(3)), requests=2000, seed=1)
     full = replay(fleet(), requests=2000, seed=1)
     assert sum(run.requests.sum() for run in light) == pytest.approx(sum(run.requests.sum() for run in full), rel=0.05)
     ttft = [

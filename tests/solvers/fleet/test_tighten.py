@@ -11,9 +11,9 @@ from qplan.core.errors import InfeasibleError
 from qplan.core.slo import Slo
 from qplan.models.iterations import IterationGrid
 from qplan.models.simulator.replica import Batching, Replica
-from qplan.models.steptimes import Floats
+from qplan.models.steptimes import Bools, Floats
 from qplan.solvers.fleet.replay import BATCHES, PlannedFleet
-from qplan.solvers.fleet.tighten import APART, ROUNDS, STEP, tighten
+from qplan.solvers.fleet.tighten import APART, ROUNDS, STEP, shared, tighten
 from qplan.solvers.fleet.verify import Attainment, share_of, verify
 
 DEMAND_QPS = 100.0
@@ -43,7 +43,13 @@ def fleet(counts: list[int], ttft_s: float = 0.1) -> PlannedFleet:
         counts=np.array(counts)[:, None],
         share=(each / each.sum())[None, :, None],
         available=np.ones(len(counts)),
+        recorded=(None,),
     )
+
+
+def served(options: int) -> Bools:
+    """One class on all options."""
+    return np.ones((1, options), bool)
 
 
 class Planner:
@@ -55,9 +61,9 @@ class Planner:
 
     def __call__(self, factor: Floats) -> list[int]:
         self.factors.append(factor.copy())
-        best = int(factor.argmax())
+        best = int(factor[0].argmax())
         counts = [0] * self.options
-        counts[best] = int(np.ceil(DEMAND_QPS / (PREDICTED_QPS * factor[best])))
+        counts[best] = int(np.ceil(DEMAND_QPS / (PREDICTED_QPS * factor[0, best])))
         return counts
 
 
@@ -78,7 +84,7 @@ def _factorial(n: int) -> float:
 
 def test_a_plan_that_falls_short_is_made_again_until_it_holds() -> None:
     plan = Planner(1)
-    made = tighten(1, plan, fleet, requests=20_000)
+    made = tighten(served(1), plan, fleet, requests=20_000)
     assert not made.first.reached
     assert made.verification.holds
     assert made.result[0] > int(np.ceil(DEMAND_QPS / PREDICTED_QPS)) - 1
@@ -88,18 +94,31 @@ def test_a_plan_that_falls_short_is_made_again_until_it_holds() -> None:
 
 
 def test_a_plan_that_holds_is_left_alone() -> None:
-    made = tighten(1, lambda factor: [4], fleet, requests=5_000)
+    made = tighten(served(1), lambda factor: [4], fleet, requests=5_000)
     assert made.rounds == 1
-    assert made.factor.tolist() == [1.0]
+    assert made.factor.tolist() == [[1.0]]
     assert made.first is made.verification
 
 
 def test_options_that_share_a_fault_are_not_tried_one_by_one() -> None:
     plan = Planner(6)
-    made = tighten(6, plan, fleet, requests=10_000)
+    made = tighten(served(6), plan, fleet, requests=10_000)
     assert made.verification.holds
     assert made.rounds == APART + 1
     assert (np.diff(np.array(plan.factors), axis=0) <= 0).all()  # capacities never rise
+
+
+def test_what_a_trace_asks_of_one_option_goes_for_its_class_on_all_at_once() -> None:
+    found = np.ones((2, 4))
+    found[0, 0] = 0.5  # the first class on an option of its own
+    found[:, 3] = 0.9  # both on an option that they share
+    serves = np.array([[True, True, False, True], [False, False, True, True]])
+    traced = shared(found, serves, [True, False], 1)
+    np.testing.assert_array_equal(traced, [[0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 0.9]])
+    np.testing.assert_array_equal(shared(found, serves, [False, False], APART - 1), found)
+    np.testing.assert_array_equal(shared(found, serves, [False, False], APART), traced)
+    late = shared(found, serves, [False, False], 2 * APART)
+    assert late[0, 0] == late[0, 1] == 0.5
 
 
 def test_the_loop_ends_where_nothing_helps() -> None:
@@ -109,20 +128,20 @@ def test_the_loop_ends_where_nothing_helps() -> None:
         plan.append(factor)
         return [1]
 
-    with_too_little = tighten(1, stubborn, lambda counts: fleet(counts, ttft_s=0.021), requests=500)
+    with_too_little = tighten(served(1), stubborn, lambda counts: fleet(counts, ttft_s=0.021), requests=500)
     assert with_too_little.rounds == ROUNDS
     assert not with_too_little.verification.holds
-    assert all(after[0] <= before[0] * (1 - STEP) for before, after in pairwise(plan))
+    assert all(after[0, 0] <= before[0, 0] * (1 - STEP) for before, after in pairwise(plan))
 
 
 def test_no_plan_with_less_capacity_is_told_as_such() -> None:
     def solve(factor: Floats) -> list[int]:
-        if factor[0] < 1:
+        if factor[0, 0] < 1:
             raise InfeasibleError("no GPUs are left", constraint="inventory", nearest=("more GPUs",))
         return [2]
 
     with pytest.raises(InfeasibleError, match=r"no fleet reaches its SLOs in simulation.*no GPUs are left") as raised:
-        tighten(1, solve, lambda counts: fleet([3], ttft_s=0.03), requests=2_000)
+        tighten(served(1), solve, lambda counts: fleet([3], ttft_s=0.03), requests=2_000)
     assert raised.value.nearest == ("more GPUs",)
 
 
@@ -131,7 +150,7 @@ def test_a_first_plan_that_is_infeasible_says_only_so() -> None:
         raise InfeasibleError("no GPUs", constraint="inventory")
 
     with pytest.raises(InfeasibleError, match=r"^no GPUs$"):
-        tighten(1, solve, fleet)
+        tighten(served(1), solve, fleet)
 
 
 def test_intervals_are_wider_where_requests_hang_together() -> None:
@@ -164,7 +183,7 @@ def test_in_doubt_is_not_held() -> None:
 
 
 def test_told_as_plain_data() -> None:
-    told = tighten(1, Planner(1), fleet, requests=3_000).to_json()
+    told = tighten(served(1), Planner(1), fleet, requests=3_000).to_json()
     assert told["rounds"] >= 2
     assert told["least_factor"] < 1
     assert told["attainments"][0]["class"] == "prompts"

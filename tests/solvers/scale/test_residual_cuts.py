@@ -5,9 +5,10 @@ import pytest
 from numpy.typing import NDArray
 
 from qplan.solvers.backends import MatrixProgram, open_backend
+from qplan.solvers.scale.capacities import Capacities
 from qplan.solvers.scale.cuts import Cuts, broken_cuts
 from qplan.solvers.scale.relaxation import relax
-from qplan.solvers.scale.structure import Structure, read_structure
+from qplan.solvers.scale.structure import read_structure
 
 
 def one_deployment(loads: list[float], multiples: list[float]) -> MatrixProgram:
@@ -30,13 +31,14 @@ def activity(cuts: Cuts, values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.bincount(cuts.row_of, weights=cuts.data * values[cuts.indices], minlength=len(cuts)), float)
 
 
-def structure_of(loads: list[float], multiples: list[float]) -> Structure:
-    return read_structure(one_deployment(loads, multiples))
+def capacities_of(loads: list[float], multiples: list[float]) -> Capacities:
+    program = one_deployment(loads, multiples)
+    return Capacities.of(program, read_structure(program))
 
 
 def test_one_small_load_needs_a_whole_replica() -> None:
-    structure = structure_of([0.25], [1.0])
-    cuts = broken_cuts(structure, np.array([1.0, 0.0, 0.25]))
+    capacities = capacities_of([0.25], [1.0])
+    cuts = broken_cuts(capacities, np.array([1.0, 0.0, 0.25]))
     assert len(cuts) == 1
     # share <= count, times the load
     np.testing.assert_allclose(cuts.data[np.argsort(cuts.indices)], [-0.25, 0.25])
@@ -44,8 +46,8 @@ def test_one_small_load_needs_a_whole_replica() -> None:
 
 
 def test_whole_replicas_break_nothing() -> None:
-    structure = structure_of([0.7, 0.9, 1.3], [1.0])
-    assert not len(broken_cuts(structure, np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 3.0])))
+    capacities = capacities_of([0.7, 0.9, 1.3], [1.0])
+    assert not len(broken_cuts(capacities, np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 3.0])))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -55,7 +57,7 @@ def test_cuts_spare_every_whole_point(seed: int) -> None:
     n = int(rng.integers(1, 6))
     loads = rng.uniform(0.05, 1.8, n).tolist()
     multiples = [1.0] if seed % 2 else [1.0, 2.0]
-    structure = structure_of(loads, multiples)
+    capacities = capacities_of(loads, multiples)
     whole = rng.integers(0, 4, (400, len(multiples)))
     shares = rng.random((400, n)) * rng.choice([0.0, 1.0, 1.0], (400, n))
     most = np.maximum(shares @ loads, 1e-9)
@@ -66,7 +68,7 @@ def test_cuts_spare_every_whole_point(seed: int) -> None:
         x = np.minimum(1.0, rng.random(n) * 2)
         replicas = np.array([x @ loads, 0.0])[: len(multiples)]
         broken = np.concatenate([x, 1 - x, replicas])
-        cuts = broken_cuts(structure, broken)
+        cuts = broken_cuts(capacities, broken)
         found += len(cuts)
         assert (activity(cuts, broken) < cuts.lower - 5e-5).all()
         of_points = np.zeros((len(cuts), len(points)))
@@ -88,9 +90,9 @@ def test_with_one_deployment_the_relaxation_is_exact(seed: int) -> None:
 
 
 def test_both_and_only() -> None:
-    structure = structure_of([0.25, 0.5], [1.0])
-    first = broken_cuts(structure, np.array([1.0, 0.0, 0.0, 1.0, 0.25]))
-    second = broken_cuts(structure, np.array([0.0, 1.0, 1.0, 0.0, 0.5]))
+    capacities = capacities_of([0.25, 0.5], [1.0])
+    first = broken_cuts(capacities, np.array([1.0, 0.0, 0.0, 1.0, 0.25]))
+    second = broken_cuts(capacities, np.array([0.0, 1.0, 1.0, 0.0, 0.5]))
     both = first.and_(second)
     assert len(both) == 2
     kept = both.only(np.array([False, True]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from qplan.core.errors import InputError
 from qplan.solvers.backends import MatrixProgram, Solution, open_backend
 from qplan.solvers.backends.contract import feasible_point
-from qplan.solvers.scale import relaxation, solve_at_scale
+from qplan.solvers.scale import minimise, relaxation, solve_at_scale
+from qplan.solvers.scale import solve as scale_solve
 from qplan.solvers.scale.relaxation import relax
 from qplan.solvers.scale.structure import read_structure
 
@@ -164,3 +166,26 @@ def test_another_backend_searches_too(random_fleet: RandomFleet) -> None:
 def test_an_unknown_backend_is_named(random_fleet: RandomFleet) -> None:
     with pytest.raises(InputError, match="unknown solver 'hihgs'"):
         solve_at_scale(random_fleet(0), backend="hihgs")
+
+
+def test_only_large_programs_with_whole_columns_are_solved_at_scale(
+    random_fleet: RandomFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, highs, called = random_fleet(2), open_backend("highs"), []
+
+    def recorded(*args: object, **options: object) -> Solution:
+        called.append(args)
+        return solve_at_scale(program, mip_gap=0.0)
+
+    monkeypatch.setattr(scale_solve, "solve_at_scale", recorded)
+    small = minimise(program, highs, time_limit_s=20, mip_gap=0.0)
+    monkeypatch.setattr(scale_solve, "_LARGE", 0)
+    linear = replace(program, integer=np.zeros_like(program.integer))
+    relaxed = minimise(linear, highs, time_limit_s=20, mip_gap=0.0)
+    assert not called
+    large = minimise(program, highs, time_limit_s=20, mip_gap=0.0)
+    assert len(called) == 1
+    assert large.objective == pytest.approx(small.objective)
+    assert relaxed.objective is not None
+    assert small.objective is not None
+    assert relaxed.objective <= small.objective
