@@ -71,6 +71,9 @@ class Job:
         Probes of searches that were cut short, by key of the point.
     baselines
         Results of the unquantized deployment, by quality task.
+    end_s, expected_s
+        Time of the system's clock by which the job must be over, and what its points are expected to take, by key: a
+        point that does not fit any more is not begun.
     """
 
     number: int
@@ -81,6 +84,7 @@ class Job:
     cache: str
     source: str
     energy: bool = True
+    phase_energy: bool = True
     retries: int = 1
     processes: int = 1
     deadlines: Deadlines = field(default_factory=Deadlines)
@@ -88,6 +92,12 @@ class Job:
     saturation_qps: Mapping[str, float] = field(default_factory=dict)
     probes: Mapping[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    end_s: float | None = None
+    expected_s: Mapping[str, float] = field(default_factory=dict)
+
+    def has_time_for(self, point: Point) -> bool:
+        """Whether a point is expected to be over in time."""
+        return self.end_s is None or time.time() + self.expected_s.get(point.key, 0.0) <= self.end_s
 
 
 class Stopped(Exception):  # noqa: N818  (it is no error)
@@ -134,7 +144,7 @@ class _Block:
         self._tried = dict(job.tried)
 
     def run(self) -> None:
-        while self._waiting and not self._stopping():
+        while self._goes_on():
             point = self._waiting[0]
             self._emit(PointStarted(point.key, str(point)))
             try:
@@ -148,6 +158,10 @@ class _Block:
                     for hopeless in failed:
                         self._close(hopeless, self._failure(hopeless, str(error), lines))
 
+    def _goes_on(self) -> bool:
+        """Whether there is a point to begin."""
+        return bool(self._waiting) and not self._stopping() and self._job.has_time_for(self._waiting[0])
+
     def _serve(self) -> None:
         """Start the engine and measure what waits."""
         from qplan.measure.campaign.rig import make_rig
@@ -158,7 +172,7 @@ class _Block:
             with server, make_rig(job, server, prepared, self._emit, self._stopping) as rig:
                 while True:
                     self._measure(self._waiting[0], rig)
-                    if not self._waiting or self._stopping() or not _serves(server):
+                    if not self._goes_on() or not _serves(server):
                         return
                     self._emit(PointStarted(self._waiting[0].key, str(self._waiting[0])))
         finally:

@@ -47,11 +47,17 @@ class Estimate:
         if point.kind == QUALITY:
             return min(TASK_S, self._plan.deadlines.quality_s)
         assert point.kind == LOAD
-        energy_s = companion_s(point.warm_up_s) if self._reads_energy(point.target) else 0.0
+        told_apart = self._plan.phase_energy and self._reads_energy(point.target)
+        energy_s = companion_s(point.warm_up_s) if told_apart else 0.0
         if point.duration_s is not None:
             return point.duration_s + 2.0 + energy_s
         assert point.requests is not None
         return point.requests / (point.qps or 1.0) + 2.0 + energy_s
+
+    def start_s(self, target: Target) -> float:
+        """Return the expected time until an engine serves and its idle power is known, in seconds."""
+        start_s = START_S.get(target.engine, OTHER_START_S)
+        return start_s + (IDLE_S if self._reads_energy(target) else 0.0)
 
     def total_s(self, blocks: Iterable[Block], is_open: Mapping[str, bool]) -> float:
         """Return the expected time of what is open, engine starts included, one block after the other but for GPUs.
@@ -66,9 +72,7 @@ class Estimate:
             points = [point for point in block.points if is_open[point.key]]
             if points:
                 share = block.target.tp / len(self._plan.devices) if self._plan.devices else 1.0
-                start_s = START_S.get(block.target.engine, OTHER_START_S)
-                start_s += IDLE_S if self._reads_energy(block.target) else 0.0
-                total += share * (start_s + sum(map(self.point_s, points)))
+                total += share * (self.start_s(block.target) + sum(map(self.point_s, points)))
         return total
 
     def _reads_energy(self, target: Target) -> bool:

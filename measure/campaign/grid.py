@@ -75,7 +75,7 @@ def make_grid(plan: CampaignPlan) -> Grid:
             else:
                 refused.append(Refused(f"{model.name}: {mix.name}", reason))
         for target in _targets(plan, model):
-            reason = _refusal(plan, target, engines[target.engine])
+            reason = refusal(target, plan.gpu, plan.devices, engines[target.engine])
             if reason is None:
                 targets.append(target)
             else:
@@ -118,16 +118,16 @@ def _target(
     )
 
 
-def _refusal(plan: CampaignPlan, target: Target, engine: Engine) -> str | None:
-    """Say why a deployment cannot be measured, or return ``None``."""
-    if plan.gpu.is_cpu and target.tp > 1:
+def refusal(target: Target, gpu: Gpu, devices: Sequence[int], engine: Engine) -> str | None:
+    """Say why a deployment cannot be measured on these GPUs, or return ``None``."""
+    if gpu.is_cpu and target.tp > 1:
         return "tensor parallelism needs GPUs"
-    if plan.devices and target.tp > len(plan.devices):
-        return f"needs {target.tp} GPUs; the plan has {len(plan.devices)}"
-    return _gpu_refusal(plan.gpu, target) or engine.refusal(target.serving(plan.devices[: target.tp]))
+    if devices and target.tp > len(devices):
+        return f"needs {target.tp} GPUs; the plan has {len(devices)}"
+    return gpu_refusal(gpu, target) or engine.refusal(target.serving(tuple(devices[: target.tp])))
 
 
-def _gpu_refusal(gpu: Gpu, target: Target) -> str | None:
+def gpu_refusal(gpu: Gpu, target: Target) -> str | None:
     """Say why the GPU lacks the kernels or the memory; a CPU's engines know better themselves."""
     if gpu.is_cpu:
         return None

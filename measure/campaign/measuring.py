@@ -80,7 +80,7 @@ def _measure_load(point: Point, rig: Rig) -> Result:
     row |= mean_lengths(point.source, asked)
     row |= watch.columns(run.energy.start_s, run.energy.end_s)
     phases = None
-    if row["status"] == "ok":
+    if row["status"] == "ok" and rig.job.phase_energy:
         phases = tell_apart(point, rig, rate, run, lambda *sent: _offer(point, rig, *sent, what="prefill alone")[0])
     row |= energy_columns(run.energy, idle_power_w=rig.idle_power_w, phases=phases)
     return Result(

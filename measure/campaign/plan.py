@@ -119,6 +119,9 @@ class CampaignPlan:
     order
         ``interleaved``: repeats are outermost and neighbours differ in quantization, so that a drift of the machine
         falls on all alike; ``grouped``: all repeats of a deployment in one start of its engine.
+    phase_energy
+        Whether every load has a companion that prefills alone, by which the energies of prefill and decode are told
+        apart; it takes as long as a load.
     retries
         Times that a failed point is tried again.
     processes
@@ -146,6 +149,7 @@ class CampaignPlan:
     order: str = "interleaved"
     seed: int = 0
     energy: bool = True
+    phase_energy: bool = True
     retries: int = 1
     processes: int = 1
     deadlines: Deadlines = Deadlines()

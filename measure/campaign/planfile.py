@@ -65,6 +65,7 @@ seed: 0
 quality: [perplexity:english]
 quality_api: chat              # or completions, for a model that is not tuned to follow instructions
 energy: on
+phase_energy: on               # of prefill and decode: a second run beside each load, where there is a counter
 retries: 1                     # times that a failed point is tried again
 processes: 1                   # load-generating processes
 deadlines: {start: 5min, request: 1min, saturation: 2min, quality: 30min}
@@ -74,7 +75,7 @@ _REQUIRED = ("name", "gpu", "models", "quantizations", "engines", "workloads", "
 _KEYS = (
     *_REQUIRED,
     *("devices", "tp", "slo", "attainment", "arrivals", "duration", "requests", "warm_up", "repeats", "order"),
-    *("seed", "quality", "quality_api", "energy", "retries", "processes", "deadlines"),
+    *("seed", "quality", "quality_api", "energy", "phase_energy", "retries", "processes", "deadlines"),
 )
 
 
@@ -125,6 +126,7 @@ def plan_of(root: Entry) -> CampaignPlan:
         order=_get(fields, "order", lambda e: e.one_of(ORDERS), "interleaved"),
         seed=_get(fields, "seed", lambda e: e.count(0, _MOST_SEED), 0),
         energy=_get(fields, "energy", Entry.switch, True),
+        phase_energy=_get(fields, "phase_energy", Entry.switch, True),
         retries=_get(fields, "retries", lambda e: e.count(least=0), 1),
         processes=_get(fields, "processes", lambda e: e.count(most=_MOST_PROCESSES), 1),
         deadlines=_get(fields, "deadlines", _deadlines, Deadlines()),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ def run_campaign(
     cache: Path | None = None,
     ray_address: str | None = None,
     retry_failed: bool = False,
+    limit_s: float | None = None,
 ) -> CampaignEnded:
     """Measure what is open of a campaign; return how it ended.
 
@@ -76,6 +78,9 @@ def run_campaign(
         Ray cluster whose GPUs measure, instead of this machine's.
     retry_failed
         Whether points that failed or were invalid are tried again.
+    limit_s
+        Time after which this part of the campaign is over: what is not expected to end before is not begun, and what
+        is at hand then is put back. ``None``: until nothing is open.
 
     Raises
     ------
@@ -86,6 +91,7 @@ def run_campaign(
     StoreError
         The store cannot be written, or another process measures this campaign.
     """
+    end_s = None if limit_s is None else time.time() + limit_s
     grid = _grid_of(plan)
     if ray_address is None:
         for engine in dict.fromkeys(block.target.engine for block in grid.blocks):
@@ -94,8 +100,9 @@ def run_campaign(
         journal.open(text, {point.key: point.to_json for point in grid.points})
         if retry_failed:
             journal.reopen(("failed", "invalid"))
-        campaign = _Campaign(plan, grid, journal, cache or cache_folder(), emit, stopping)
-        workers = _workers(plan, campaign.take, stopping, ray_address)
+        over = stopping if end_s is None else _or_after(stopping, end_s)
+        campaign = _Campaign(plan, grid, journal, cache or cache_folder(), emit, over, end_s)
+        workers = _workers(plan, campaign.take, over, ray_address)
         try:
             return campaign.run(workers)
         finally:
@@ -133,6 +140,11 @@ def _estimate(plan: CampaignPlan, grid: Grid, standings: Mapping[str, Standing])
     return Estimate(plan, [(point, seconds) for point, seconds in known if seconds])
 
 
+def _or_after(stopping: Stopping, end_s: float) -> Stopping:
+    """Stop when asked to, or when the system's clock says `end_s`."""
+    return lambda: stopping() or time.time() >= end_s
+
+
 def _workers(plan: CampaignPlan, emit: Emit, stopping: Stopping, ray_address: str | None) -> Workers:
     if ray_address is not None:
         from qplan.measure.campaign.ray import OnRay
@@ -147,7 +159,14 @@ class _Campaign:
     """The state of a campaign that runs, all of it in the journal as well."""
 
     def __init__(
-        self, plan: CampaignPlan, grid: Grid, journal: Journal, cache: Path, emit: Emit, stopping: Stopping
+        self,
+        plan: CampaignPlan,
+        grid: Grid,
+        journal: Journal,
+        cache: Path,
+        emit: Emit,
+        stopping: Stopping,
+        end_s: float | None,
     ) -> None:
         self.plan = plan
         self.grid = grid
@@ -155,6 +174,7 @@ class _Campaign:
         self._cache = cache
         self._emit = emit
         self._stopping = stopping
+        self._end_s = end_s
         self._points = {point.key: point for point in grid.points}
         standings = journal.standings()
         self._states = {key: standings[key].state for key in self._points}
@@ -175,6 +195,8 @@ class _Campaign:
         )
         while self._jobs or (self._waiting and not self._stopping()):
             ready = None if self._stopping() else self._next(workers)
+            if ready is None and not self._jobs and self._end_s is not None:
+                break  # nothing fits into the time that is left
             if ready is None:
                 workers.poll(_POLL_S)
                 continue
@@ -183,7 +205,8 @@ class _Campaign:
             workers.submit(self._jobs[ready])
         counts = {state: list(self._states.values()).count(state) for state in CLOSED_STATES}
         left = len(self._points) - sum(counts.values())
-        ended = CampaignEnded(counts["done"], counts["failed"], counts["invalid"], left, self._stopping() and left > 0)
+        stopped = left > 0 and (self._stopping() or self._end_s is not None)
+        ended = CampaignEnded(counts["done"], counts["failed"], counts["invalid"], left, stopped)
         self._emit(ended)
         return ended
 
@@ -244,9 +267,17 @@ class _Campaign:
         unfinished = {*self._waiting, *self._jobs}
         for number in self._waiting:
             block = self.grid.blocks[number]
-            if not unfinished.intersection(block.after) and workers.room(block.target.tp):
+            ready = not unfinished.intersection(block.after) and workers.room(block.target.tp)
+            if ready and self._has_time_for(block):
                 return number
         return None
+
+    def _has_time_for(self, block: Block) -> bool:
+        """Whether an engine would start and measure its first point in the time that is left."""
+        if self._end_s is None:
+            return True
+        first_s = self._estimate.start_s(block.target) + self._estimate.point_s(self._open_points(block)[0])
+        return time.time() + first_s <= self._end_s
 
     def _job(self, number: int) -> Job:
         block = self.grid.blocks[number]
@@ -260,6 +291,7 @@ class _Campaign:
             cache=str(self._cache / "weights"),
             source=f"campaign {self.plan.name}",
             energy=self.plan.energy,
+            phase_energy=self.plan.phase_energy,
             retries=self.plan.retries,
             processes=self.plan.processes,
             deadlines=self.plan.deadlines,
@@ -267,6 +299,8 @@ class _Campaign:
             saturation_qps=self._saturation_of(block.target),
             probes={p.key: self.journal.probes(p.key) for p in points if p.kind == SATURATION},
             baselines=self._baselines_of(block.target) if any(p.kind == QUALITY for p in points) else {},
+            end_s=self._end_s,
+            expected_s={point.key: self._estimate.point_s(point) for point in points},
         )
 
     def _open_points(self, block: Block) -> tuple[Point, ...]:

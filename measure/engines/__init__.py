@@ -23,6 +23,7 @@ _SHIPPED = {
     "vllm": ("qplan.measure.engines.vllm", "Vllm"),
     "trtllm": ("qplan.measure.engines.trtllm", "TrtLlm"),
     "sglang": ("qplan.measure.engines.sglang", "SgLang"),
+    "transformers": ("qplan.measure.engines.transformers_serve", "TransformersServe"),
     "remote": ("qplan.measure.engines.remote", "Remote"),
 }
 

@@ -57,9 +57,22 @@ def write_checkpoint(gguf: Path, folder: Path) -> None:
             "with 'smollm', or give the model's Hugging Face folder instead of its GGUF file"
         )
     tensors = {tensor.name.removesuffix(".weight"): tensor for tensor in reader.tensors}
-    config = _config(field, tied="output" not in tensors)
+    config = write_description(field, "output" not in tensors, folder)
     layout = {_name(name): ("BF16", tuple(int(n) for n in reversed(t.shape))) for name, t in tensors.items()}
     write_tensors(folder / "model.safetensors", layout, _tensors(tensors, config))
+
+
+def write_description(field: Callable[..., Any], tied: bool, folder: Path) -> dict[str, Any]:
+    """Write ``config.json`` and the tokenizer of a model that a GGUF file's metadata describe; return the former.
+
+    Parameters
+    ----------
+    field
+        Returns the value of a key, or a default where there is no such key.
+    tied
+        Whether the embeddings serve as the output matrix.
+    """
+    config = _config(field, tied=tied)
     for name, content in {
         "config.json": config,
         "generation_config.json": {"eos_token_id": config["eos_token_id"], "bos_token_id": config["bos_token_id"]},
@@ -67,6 +80,7 @@ def write_checkpoint(gguf: Path, folder: Path) -> None:
         "tokenizer_config.json": _tokenizer_config(field),
     }.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    return config
 
 
 def weight_types(gguf: Path) -> str:

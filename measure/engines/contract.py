@@ -11,7 +11,8 @@ Every adapter promises:
 - :meth:`Engine.refusal` costs nothing and starts nothing; it names what the engine lacks for a configuration.
 - :meth:`Engine.prepare` writes only below the folder it is given, atomically: a killed preparation leaves nothing that
   a later one takes for finished weights. It is not repeated when its result is there.
-- :meth:`Engine.start` returns only when the server answered a completion with sane tokens, and raises
+- :meth:`Engine.start` returns only when the server answered a completion with sane tokens (any, of weights that are
+  not meaningful), and raises
   :class:`EngineError` with the engine's last lines when it died, hung past the deadline, or answered garbage. Whatever
   it raises, no process of it is left.
 - :meth:`Server.check` raises as soon as the process is gone or its health route says so.
@@ -110,11 +111,14 @@ class Prepared:
         Measured: bits of all weight tensors over their number of elements; ``None`` where it was not looked at.
     recipe
         How they came to be, for provenance: ``"Q4_1 dequantized to F16, requantized to Q8_0 by ggml"``.
+    meaningful
+        Whether what the model says can make sense; not with random weights, of which any answer is accepted.
     """
 
     weights: str
     bits_per_weight: float | None
     recipe: str
+    meaningful: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,7 @@ class Engine(Protocol):
     """An adapter to a serving engine."""
 
     name: str
-    """Name in plans and observations: ``llamacpp``, ``vllm``, ``trtllm``, ``sglang``, ``remote``."""
+    """Name in plans and observations: ``llamacpp``, ``vllm``, ``trtllm``, ``sglang``, ``transformers``, ``remote``."""
 
     def version(self) -> str:
         """Return the installed version.

@@ -7,7 +7,7 @@ the vocabulary, which takes seconds; here the metadata stay bytes, of which only
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ Value = int | float | bool | str
 
 _MAGIC = b"GGUF"
 _ALIGNMENT = 32
-_STRING, _ARRAY = 8, 9
+_INT32, _STRING, _ARRAY = 5, 8, 9
 _FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 
 
@@ -91,7 +91,33 @@ def read_gguf(path: Path) -> GgufFile:
         raise InputError(f"weights: cannot read '{path}': {error.strerror}") from None
 
 
-def write_gguf(path: Path, header: GgufFile, types: Iterable[int], sizes: Iterable[int], data: Iterator[bytes]) -> None:
+def encode_metadata(values: Mapping[str, Value | Sequence[str] | Sequence[int]]) -> tuple[bytes, int]:
+    """Return metadata as :attr:`GgufFile.metadata`: whole numbers as 32 bits, lists as arrays of one kind."""
+    data = bytearray()
+    for key, value in values.items():
+        data += _encoded_text(key)
+        if isinstance(value, bool):
+            data += struct.pack("<I?", 7, value)
+        elif isinstance(value, int):
+            data += struct.pack("<II", 4, value)
+        elif isinstance(value, float):
+            data += struct.pack("<If", 6, value)
+        elif isinstance(value, str):
+            data += struct.pack("<I", _STRING) + _encoded_text(value)
+        elif isinstance(value[0], str):
+            data += struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(_encoded_text(str(v)) for v in value)
+        else:
+            data += struct.pack(f"<IIQ{len(value)}i", _ARRAY, _INT32, len(value), *value)
+    return bytes(data), len(values)
+
+
+def write_gguf(
+    path: Path,
+    header: GgufFile,
+    types: Iterable[int],
+    sizes: Iterable[int],
+    data: Iterator[bytes | memoryview],
+) -> None:
     """Write a file with the metadata and tensors of `header`, whose tensors' types, sizes and bytes are given in order.
 
     The bytes are asked for one tensor at a time.
@@ -151,6 +177,11 @@ def _tensor(file: BinaryIO) -> TensorInfo:
     dimensions = int(_number(file, "<I"))
     *shape, kind, offset = struct.unpack(f"<{dimensions}QIQ", file.read(8 * dimensions + 12))
     return TensorInfo(name, tuple(shape), kind, offset)
+
+
+def _encoded_text(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
 def _skip_array(file: BinaryIO) -> None:

@@ -91,11 +91,11 @@ def make_weights(source: Path, type_name: str, cache: Path) -> Prepared:
     names = _type_names(header)
     tied = all(tensor.name != "output.weight" for tensor in header.tensors)
     if any(
-        tensor.offset + _bytes_of(tensor.elements, name) > source.stat().st_size
+        tensor.offset + stored_bytes(tensor.elements, name) > source.stat().st_size
         for tensor, name in zip(header.tensors, names, strict=True)
     ):
         raise InputError(f"weights: '{source}' is cut short")
-    types = [_type_of(tensor, name, type_name, tied) for tensor, name in zip(header.tensors, names, strict=True)]
+    types = [tensor_type(tensor, name, type_name, tied) for tensor, name in zip(header.tensors, names, strict=True)]
     if types == names:
         return Prepared(str(source), bits_per_weight(source), f"{source.name} as it is")
     cache.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def bits_per_weight(path: Path) -> float:
     """Return the bits of all tensors of a GGUF file over their number of elements."""
     header = read_gguf(path)
     elements = [tensor.elements for tensor in header.tensors]
-    stored = [_bytes_of(n, name) for n, name in zip(elements, _type_names(header), strict=True)]
+    stored = [stored_bytes(n, name) for n, name in zip(elements, _type_names(header), strict=True)]
     return 8 * sum(stored) / sum(elements)
 
 
@@ -126,8 +126,8 @@ def _type_names(header: GgufFile) -> list[str]:
         raise InputError(f"weights: '{header.path}' has a tensor type that gguf does not know: {error}") from None
 
 
-def _type_of(tensor: TensorInfo, is_now: str, type_name: str, tied: bool) -> str:
-    """Return the type that `tensor` gets in a file of `type_name`."""
+def tensor_type(tensor: TensorInfo, is_now: str, type_name: str, tied: bool) -> str:
+    """Return the type that `tensor` gets in a file of `type_name`; `tied` says that there is no output matrix."""
     if len(tensor.shape) < 2 or not tensor.name.endswith("weight") or tensor.name.endswith(_KEPT):
         return is_now
     if type_name == "F16":
@@ -152,7 +152,7 @@ def _write(header: GgufFile, types: list[str], type_name: str, path: Path) -> No
         path,
         header.with_value("general.file_type", int(plain)),
         [int(kinds[name]) for name in types],
-        [_bytes_of(tensor.elements, name) for tensor, name in zip(header.tensors, types, strict=True)],
+        [stored_bytes(tensor.elements, name) for tensor, name in zip(header.tensors, types, strict=True)],
         (_converted(data, tensor, name, quantize) for tensor, name in zip(header.tensors, types, strict=True)),
     )
 
@@ -163,18 +163,19 @@ def _converted(data: NDArray[np.uint8], tensor: TensorInfo, type_name: str, quan
 
     gguf = _gguf()
     is_now, kind = gguf.GGMLQuantizationType(tensor.ggml_type), gguf.GGMLQuantizationType[type_name]
-    stored = data[tensor.offset : tensor.offset + _bytes_of(tensor.elements, is_now.name)]
+    stored = data[tensor.offset : tensor.offset + stored_bytes(tensor.elements, is_now.name)]
     if is_now == kind:
         return stored.tobytes()
     row = tensor.shape[0]
     values = gguf.dequantize(stored.reshape(tensor.elements // row, -1), is_now)
     values = np.ascontiguousarray(values, dtype=np.float32)
-    out = np.empty(_bytes_of(tensor.elements, type_name), np.uint8)
+    out = np.empty(stored_bytes(tensor.elements, type_name), np.uint8)
     quantize(int(kind), values.ctypes.data, out.ctypes.data, 0, values.size // row, row, None)
     return out.tobytes()
 
 
-def _bytes_of(elements: int, type_name: str) -> int:
+def stored_bytes(elements: int, type_name: str) -> int:
+    """Return how many bytes so many elements of a type take."""
     gguf = _gguf()
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
     return int(elements // block * size)

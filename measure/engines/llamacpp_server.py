@@ -15,7 +15,7 @@ from typing import Any
 GGML_TYPES = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "f32", "bf16")
 """Types that llama.cpp takes for the KV cache."""
 
-_SWITCH = ("on", "off")
+SWITCH = ("on", "off")
 
 # flag: type or choices, attribute of xllamacpp's CommonParams
 FLAGS: dict[str, tuple[Callable[[str], Any] | tuple[str, ...], str]] = {
@@ -34,9 +34,9 @@ FLAGS: dict[str, tuple[Callable[[str], Any] | tuple[str, ...], str]] = {
     "cache-type-k": (GGML_TYPES, "cache_type_k"),
     "cache-type-v": (GGML_TYPES, "cache_type_v"),
     "flash-attn": (("on", "off", "auto"), "flash_attn_type"),
-    "cache-prompt": (_SWITCH, "cache_prompt"),
-    "cont-batching": (_SWITCH, "cont_batching"),
-    "kv-unified": (_SWITCH, "kv_unified"),
+    "cache-prompt": (SWITCH, "cache_prompt"),
+    "cont-batching": (SWITCH, "cont_batching"),
+    "kv-unified": (SWITCH, "kv_unified"),
     "cache-ram": (int, "cache_ram_mib"),
 }
 """Flags of the server besides ``--model``: what they take, and the parameter that they set."""
@@ -86,7 +86,7 @@ def _set(xllamacpp: Any, params: Any, attribute: str, value: Any) -> None:
         value = {value}
     elif attribute == "hostname":
         attribute, value = "hostnames", [value]
-    elif value in _SWITCH:
+    elif value in SWITCH:
         value = value == "on"
     owner, _, name = attribute.rpartition(".")
     setattr(getattr(params, owner) if owner else params, name, value)

@@ -33,7 +33,7 @@ from qplan.measure.endpoint import Endpoint
 from qplan.measure.engines.blocking_http import fetch
 from qplan.measure.engines.contract import EngineError, EngineState
 from qplan.measure.engines.metrics_text import read_state
-from qplan.measure.engines.readiness import check_sanity
+from qplan.measure.engines.readiness import check_answers, check_sanity
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -72,6 +72,8 @@ class Launch:
         Route of the engine's own metrics; ``None`` where it has none.
     grace_s
         Time between asking the engine to end and killing it.
+    meaningful
+        Whether the first answer must make sense, or only be there.
     """
 
     argv: tuple[str, ...]
@@ -81,6 +83,7 @@ class Launch:
     health: str = "/health"
     metrics: str | None = "/metrics"
     grace_s: float = 10.0
+    meaningful: bool = True
 
 
 def start_process(launch: Launch, *, folder: Path, deadline_s: float) -> ServerProcess:
@@ -188,7 +191,10 @@ class ServerProcess:
         else:
             raise self._error(f"was not ready in time: {why}")
         try:
-            check_sanity(self.endpoint, timeout_s=_left(deadline))
+            if self._launch.meaningful:
+                check_sanity(self.endpoint, timeout_s=_left(deadline))
+            else:
+                check_answers(self.endpoint, timeout_s=_left(deadline))
         except MeasurementError as error:
             self._check_process()
             raise self._error(f"is healthy but does not serve: {error}") from None

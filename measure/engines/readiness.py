@@ -50,6 +50,18 @@ def check_sanity(endpoint: Endpoint, *, timeout_s: float) -> None:
     )
 
 
+def check_answers(endpoint: Endpoint, *, timeout_s: float) -> None:
+    """Ask for a completion, of a model with random weights, whose answers make no sense.
+
+    Raises
+    ------
+    MeasurementError
+        No answer, an error, or an empty one.
+    """
+    if not complete(endpoint, PATTERNS[0][0], max_tokens=_CONTINUATION_TOKENS, timeout_s=timeout_s).strip():
+        raise MeasurementError("its output is garbage: it is empty")
+
+
 def continues(text: str, expected: str, *, anywhere: bool = False) -> bool:
     """Whether `text` starts with the words `expected`, or has them anywhere."""
     words = "".join(character if character.isalnum() else " " for character in text).split()

@@ -32,13 +32,16 @@ class Reply:
         The whole body was read.
     keep
         The connection may serve another request afterwards.
+    fields
+        Header fields by their names in lower case.
     """
 
-    __slots__ = ("_buffer", "_chunked", "_left", "_until_close", "complete", "keep", "status")
+    __slots__ = ("_buffer", "_chunked", "_left", "_until_close", "complete", "fields", "keep", "status")
 
     def __init__(self) -> None:
         self.status = 0
         self.complete = self.keep = False
+        self.fields: dict[str, str] = {}
         self._buffer = b""
         self._chunked = self._until_close = False
         self._left = 0  # bytes of the body or chunk still to come; of a chunk with the line end after it
@@ -82,6 +85,7 @@ class Reply:
         if words[1].startswith("1"):  # 100 Continue and its like: the answer is yet to come
             return self._head(rest) if rest else b""
         fields = {name.strip().casefold(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self.fields = fields
         self.status = int(words[1])
         self._chunked = fields.get("transfer-encoding", "").casefold().endswith("chunked")
         length = fields.get("content-length", "")
@@ -102,8 +106,9 @@ class Reply:
                 at += len(piece)
                 self._left -= len(piece)
             elif self._left:
-                at += 1
-                self._left -= 1
+                skipped = min(self._left, end - at)
+                at += skipped
+                self._left -= skipped
             else:
                 line = data.find(b"\r\n", at)
                 if line < 0:

