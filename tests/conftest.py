@@ -1,9 +1,14 @@
-"""A self-made profile that every layer's tests share: step times from a roofline, close to no real engine."""
+"""What tests of several layers share: a self-made profile, close to no real engine, and a PostgreSQL database."""
 
 from __future__ import annotations
 
+import os
+import uuid
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from qplan.core import Deployment, Gpu, Model, Quantization
 from qplan.models.steptimes import StepTimes
@@ -45,3 +50,21 @@ def deployments() -> list[Deployment]:
 def steps(deployments: list[Deployment]) -> StepTimes:
     """Their roofline step times."""
     return steps_of(deployments)
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """A fresh database on the server that QPLAN_TEST_POSTGRES names."""
+    server = os.environ.get("QPLAN_TEST_POSTGRES")
+    if not server:
+        pytest.skip("QPLAN_TEST_POSTGRES names no server; .ci/run starts one")
+    name = f"qplan_test_{uuid.uuid4().hex}"
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    try:
+        yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+        engine.dispose()

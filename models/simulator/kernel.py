@@ -22,13 +22,62 @@ import numba
 import numpy as np
 
 from qplan.models.simulator.state import SERIES_BINS, Records
-from qplan.models.steptimes import Floats, Ints
+from qplan.models.steptimes import Bools, Floats, Ints
 
 _Compiled = TypeVar("_Compiled", bound=Callable[..., Any])
 
 NONE = -1
-ROUND_ROBIN, LEAST_OUTSTANDING, RANDOM, SPLIT, SCORED = range(5)
+ROUND_ROBIN, LEAST_OUTSTANDING, RANDOM, POWER_OF_TWO, SPLIT, SCORED, RULED = range(7)
 _MANY = 2**62
+
+
+class Rule(NamedTuple):
+    """What :class:`qplan.models.simulator.dispatch.Ruled` holds, in arrays of one type each.
+
+    Attributes
+    ----------
+    loads_qps : (L,)
+    energy_j : (B, G)
+    worth_j, planned : (L, B, G)
+    quality : (K, G)
+    floor : (K,)
+    bucket_class : (B,)
+    expected_tokens, longest_tokens, work : (B,)
+    ttft_s, e2e_s : (K,)
+    prefill_s, kv_tokens, max_sequences : (G,)
+    in_flight, step_s, tpot_s : (G, F)
+    among_j : (G, B, F)
+    limits : (8,)
+        SLO on TPOT, cost of exceeding an SLO, margin of predicted latencies, quality saved with which its worth is a
+        half, time constant of the load; gain of a ratio, and the ratio's ends, which each replica has too.
+    saved : (K,)
+        Quality above the floor that has been served so far; changed in place.
+    seen : (2,)
+        Load, and the time up to which it is counted; changed in place.
+    """
+
+    loads_qps: Floats
+    energy_j: Floats
+    worth_j: Floats
+    planned: Bools
+    quality: Floats
+    floor: Floats
+    bucket_class: Ints
+    expected_tokens: Floats
+    longest_tokens: Floats
+    work: Floats
+    ttft_s: Floats
+    e2e_s: Floats
+    prefill_s: Floats
+    kv_tokens: Floats
+    max_sequences: Floats
+    in_flight: Floats
+    step_s: Floats
+    tpot_s: Floats
+    among_j: Floats
+    limits: Floats
+    saved: Floats
+    seen: Floats
 
 
 class State(NamedTuple):
@@ -91,6 +140,7 @@ def serve(
     first_row: int,
     policy: int,
     table: Floats,
+    rule: Rule,
     prefilled: bool,
     until_s: float,
 ) -> None:
@@ -105,15 +155,17 @@ def serve(
     arrivals_s, input_tokens, output_tokens, buckets : (N,)
         Requests in order of arrival.
     draws : (N,)
-        Uniform in [0, 1); read under the policies `RANDOM` and `SPLIT` only.
+        Uniform in [0, 1); read under the policies `RANDOM`, `POWER_OF_TWO` and `SPLIT` only.
     first_row
         Row of the first request in the whole trace.
     table : (B, G, F)
         Weights (F = 1) or scores of a bucket on a group of replicas; read under `SPLIT` and `SCORED` only.
+    rule
+        Read, and its account of what it has seen changed, under `RULED` only.
     prefilled
         Whether the KV cache of the prompts comes with them, and the first token has been generated elsewhere.
     """
-    sees_load = policy in (LEAST_OUTSTANDING, SCORED)
+    sees_load = policy in (LEAST_OUTSTANDING, POWER_OF_TWO, SCORED, RULED)
     count = len(arrivals_s)
     for n in range(count + 1):
         now_s = arrivals_s[n] if n < count else until_s
@@ -127,13 +179,20 @@ def serve(
             if r == chosen or n == count or sees_load:
                 _advance(state, r, now_s)
         if n < count:
-            if sees_load:
-                chosen = _least(state, windows_s, now_s, table, buckets[n], policy == SCORED)
             row, prompt, output = first_row + n, input_tokens[n], output_tokens[n]
+            ttft_s, tpot_s, held = 0.0, 0.0, 0.0
+            if policy == RULED:
+                chosen, ttft_s, tpot_s, held = _by_rule(state, windows_s, now_s, rule, buckets[n], prompt)
+            elif policy == POWER_OF_TWO:
+                chosen = _of_two(state, windows_s, now_s, draws[n])
+            elif sees_load:
+                chosen = _least(state, windows_s, now_s, table, buckets[n], policy == SCORED)
             if chosen == NONE:
                 _refuse(state, NONE, row, buckets[n], now_s)
-            else:
-                _enqueue(state, windows_s, chosen, row, buckets[n], now_s, prompt, output, prefilled)
+                continue
+            q = _enqueue(state, windows_s, chosen, row, buckets[n], now_s, prompt, output, prefilled)
+            if q != NONE and policy == RULED:
+                _note(state, chosen, q, ttft_s, tpot_s, held)
 
 
 @_compiled
@@ -211,9 +270,7 @@ def _least(state: State, windows_s: Floats, now_s: float, table: Floats, bucket:
     for r in range(len(state.replicas)):
         if not _up(state, windows_s, r, now_s):
             continue
-        replica = state.replicas[r]
-        # What the last iteration finished is still there while that iteration lasts.
-        there = replica.outstanding + (replica.finished if replica.now_s > now_s else 0)
+        replica, there = state.replicas[r], _there(state, r, now_s)
         score = table[bucket, replica.group, min(there, table.shape[2] - 1)] if scored else 0.0
         if score == np.inf or score > lowest:
             continue
@@ -221,6 +278,117 @@ def _least(state: State, windows_s: Floats, now_s: float, table: Floats, bucket:
         if score < lowest or load < least or (load == least and turn < fewest):
             best, lowest, least, fewest = r, score, load, turn
     return best
+
+
+@_compiled
+def _there(state: State, r: int, now_s: float) -> int:
+    """Return the requests in flight: what the last iteration finished is still there while that iteration lasts."""
+    replica = state.replicas[r]
+    there: int = replica.outstanding + (replica.finished if replica.now_s > now_s else 0)
+    return there
+
+
+@_compiled
+def _of_two(state: State, windows_s: Floats, now_s: float, draw: float) -> int:
+    """Return the one with fewer requests by its weight of two replicas that are drawn; the first of equals."""
+    up = 0
+    for r in range(len(state.replicas)):
+        up += _up(state, windows_s, r, now_s)
+    if up == 0:
+        return NONE
+    first = int(draw * up)
+    second = int((draw * up - first) * (up - 1)) if up > 1 else first
+    second += up > 1 and second >= first
+    one, other, nth = NONE, NONE, 0
+    for r in range(len(state.replicas)):
+        if _up(state, windows_s, r, now_s):
+            one = r if nth == first else one
+            other = r if nth == second else other
+            nth += 1
+    loads = (_there(state, one, now_s) + 1) / state.replicas[one].weight
+    return one if loads <= (_there(state, other, now_s) + 1) / state.replicas[other].weight else other
+
+
+@_compiled
+def _by_rule(
+    state: State, windows_s: Floats, now_s: float, rule: Rule, bucket: int, prompt: int
+) -> tuple[int, float, float, float]:
+    """Return the replica that the online rule chooses, the TTFT and TPOT predicted there, and the tokens expected.
+
+    The rule is that of ``qplan.solvers.routing.online``, without sessions and classes that may wait.
+    """
+    k = rule.bucket_class[bucket]
+    rule.seen[0] = rule.seen[0] * np.exp(-max(now_s - rule.seen[1], 0.0) / rule.limits[4])
+    rule.seen[0] += rule.work[bucket] / rule.limits[4]
+    rule.seen[1] = now_s
+    level = min(np.searchsorted(rule.loads_qps, rule.seen[0]), len(rule.loads_qps) - 1)
+    expected = prompt + rule.expected_tokens[bucket]
+    best, best_ttft_s, best_tpot_s = NONE, 0.0, 0.0
+    best_full, best_cost, fullest = np.inf, np.inf, -1
+    for r in range(len(state.replicas)):
+        if not _up(state, windows_s, r, now_s):
+            continue
+        replica, g = state.replicas[r], state.replicas[r].group
+        quality = rule.quality[k, g]
+        if np.isnan(quality) or (quality < rule.floor[k] and rule.saved[k] + quality < rule.floor[k]):
+            continue
+        lasting = replica.now_s > now_s
+        there = _there(state, r, now_s)
+        waiting = replica.waiting_tokens + (replica.first_tokens if lasting else 0.0) + prompt
+        held = replica.held_tokens + (replica.ended_tokens if lasting else 0.0) + expected
+        place, share = _place(rule.in_flight[g], there + 1.0)
+        step_s = _read(rule.step_s[g], place, share)
+        ttft_s = (step_s + rule.prefill_s[g] * waiting) * replica.ttft_ratio
+        tpot_s = _read(rule.tpot_s[g], place, share) * replica.tpot_ratio
+        longest_s = ttft_s + rule.longest_tokens[bucket] * tpot_s
+        used = rule.limits[2] * max(ttft_s / rule.ttft_s[k], tpot_s / rule.limits[0], longest_s / rule.e2e_s[k])
+        full = max(1.0, held / rule.kv_tokens[g], (there + 1.0) / rule.max_sequences[g])
+        cost = rule.energy_j[bucket, g]
+        if not rule.planned[level, bucket, g]:
+            cost = max(cost, _read(rule.among_j[g, bucket], place, min(share, 1.0)))
+        cost += rule.limits[1] * max(used - 1.0, 0.0) - rule.worth_j[level, bucket, g] / (
+            1.0 + rule.saved[k] / rule.limits[3]
+        )
+        equal = full == best_full and cost == best_cost
+        if full < best_full or (full == best_full and cost < best_cost) or (equal and there > fullest):
+            best, best_ttft_s, best_tpot_s = r, ttft_s, tpot_s
+            best_full, best_cost, fullest = full, cost, there
+    if best != NONE and rule.floor[k] > 0:
+        rule.saved[k] += rule.quality[k, state.replicas[best].group] - rule.floor[k]
+    return best, best_ttft_s, best_tpot_s, expected
+
+
+@_compiled
+def _place(axis: Floats, at: float) -> tuple[int, float]:
+    """Return the segment of an axis that a value lies in, and its place along it: beyond 1 after the last point."""
+    left = 0
+    while left < len(axis) - 2 and at >= axis[left + 1]:
+        left += 1
+    return left, max((at - axis[left]) / (axis[left + 1] - axis[left]), 0.0)
+
+
+@_compiled
+def _read(values: Floats, place: int, share: float) -> float:
+    """Return the value at a place along an axis."""
+    value: float = values[place] + share * (values[place + 1] - values[place])
+    return value
+
+
+@_compiled
+def _note(state: State, r: int, q: int, ttft_s: float, tpot_s: float, held: float) -> None:
+    """Note what is predicted of a request that replica `r` has just got."""
+    replica, request = state.replicas[r], state.pool[q]
+    request.ttft_s, request.tpot_s, request.held = ttft_s, tpot_s, held
+    replica.waiting_tokens += request.prompt
+    replica.held_tokens += held
+
+
+@_compiled
+def _corrected(replica: Any, ratio: float, observed: float, predicted: float) -> float:
+    """Return a ratio of observed over predicted latency with one more observation."""
+    factor = (observed / predicted) ** replica.gain
+    followed: float = min(max(ratio * factor, replica.least_ratio), replica.most_ratio)
+    return followed
 
 
 @_compiled
@@ -234,7 +402,8 @@ def _enqueue(
     prompt: int,
     output: int,
     prefilled: bool,
-) -> None:
+) -> int:
+    """Put a request into a replica's queue; return its place in the pool, or none where it cannot be held."""
     replica = state.replicas[r]
     replica.assigned += 1
     if now_s > replica.now_s:
@@ -243,7 +412,7 @@ def _enqueue(
     too_long = prompt + output > replica.max_context
     if too_long or _blocks(replica, prompt + output - 1) > replica.blocks:
         _refuse(state, r, row, bucket, now_s)
-        return
+        return NONE
     q = state.cursor[1]
     request = state.pool[q]
     state.cursor[1] = request.next
@@ -256,8 +425,11 @@ def _enqueue(
         replica.waiting_head = q
     else:
         state.pool[replica.waiting_tail].next = q
+    request.ttft_s, request.tpot_s, request.held = 0.0, 0.0, 0.0
     replica.waiting_tail = q
     replica.outstanding += 1
+    place: int = q
+    return place
 
 
 @_compiled
@@ -287,7 +459,7 @@ def _advance(state: State, r: int, until_s: float) -> None:
     """Run the iterations of replica `r` that begin before `until_s`."""
     replica = state.replicas[r]
     while replica.now_s < until_s and replica.outstanding > 0:
-        replica.finished = 0
+        replica.finished, replica.first_tokens, replica.ended_tokens = 0, 0.0, 0.0
         if replica.chunked:
             _iterate_chunked(state, r, until_s)
         else:
@@ -639,6 +811,11 @@ def _end_prefills(state: State, r: int, first: int) -> None:
         elif request.joined == NONE:
             if request.generated == 0:
                 request.first_s = replica.now_s
+                if request.ttft_s > 0:
+                    replica.waiting_tokens -= request.prompt
+                    replica.first_tokens += request.prompt
+                    seen_s = request.first_s - request.arrival_s
+                    replica.ttft_ratio = _corrected(replica, replica.ttft_ratio, seen_s, request.ttft_s)
             request.generated += 1
             state.series[r, int(replica.now_s / state.bin_s[0]), 3] += 1
             if request.generated == request.output:
@@ -654,6 +831,8 @@ def _complete(state: State, r: int, q: int) -> None:
     _leave(state, r, q)
     replica.outstanding -= 1
     replica.finished += 1
+    replica.held_tokens -= request.held
+    replica.ended_tokens += request.held
     completion = state.done[state.cursor[0]]
     state.cursor[0] += 1
     completion.row, completion.bucket = request.row, request.bucket
@@ -664,6 +843,8 @@ def _complete(state: State, r: int, q: int) -> None:
     completion.tpot_s = np.nan
     if request.output > 1:
         completion.tpot_s = (replica.now_s - request.first_s) / (request.output - 1)
+        if request.tpot_s > 0:
+            replica.tpot_ratio = _corrected(replica, replica.tpot_ratio, completion.tpot_s, request.tpot_s)
     request.next = state.cursor[1]
     state.cursor[1] = q
 

@@ -71,7 +71,9 @@ class Replica:
         KV cache of a token over all its GPUs, which is what a transfer to another replica sends.
     up_s
         When it takes requests: (from, to) in seconds, in order and apart. After each it serves what it holds, then is
-        off: outside of these times it takes no power but for that.
+        off, or asleep.
+    asleep_w
+        Watts outside of these times, but for what it still serves.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Replica:
     idle_w: float | None = None
     kv_bytes_per_token: float | None = None
     up_s: tuple[tuple[float, float], ...] = ((0.0, np.inf),)
+    asleep_w: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kv_tokens < self.batching.block_tokens:

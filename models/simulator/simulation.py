@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from qplan.core.errors import InputError
-from qplan.models.simulator.dispatch import Dispatch, Routing, Scored, Split
+from qplan.models.simulator.dispatch import Dispatch, Routing, Ruled, Scored, Split
 from qplan.models.simulator.replica import Replica
 from qplan.models.simulator.state import COMPLETION, REPLICA, SERIES_BINS, Records, free_pool
 from qplan.models.simulator.tables import stacked
@@ -31,7 +31,7 @@ from qplan.models.simulator.traffic import Traffic
 from qplan.models.steptimes import Floats, Ints
 
 if TYPE_CHECKING:
-    from qplan.models.simulator.kernel import State
+    from qplan.models.simulator.kernel import Rule, State
 
 CHUNK = 16384
 """Requests that are run at a time: enough that calls cost nothing, few enough that their records stay in cache."""
@@ -161,6 +161,7 @@ class Simulation:
             raise InputError("a fleet without a replica; expected at least one")
         self._fleet = tuple(fleet)
         self._policy, self._table, groups = _policy(dispatch, len(self._fleet))
+        self._known = dispatch.worth_j.shape[1] if isinstance(dispatch, Ruled) else len(self._table)
         self._random = np.random.default_rng(seed)
         self._prefilled = prefilled
         self._offered = 0
@@ -168,6 +169,10 @@ class Simulation:
         self._windows = _windows(self._fleet)
         self._state = _initial(self._fleet, self._windows)
         self._state.replicas["group"] = groups
+        self._rule = _rule(dispatch)
+        if isinstance(dispatch, Ruled):
+            for name, value in zip(("gain", "least_ratio", "most_ratio"), dispatch.limits[5:], strict=True):
+                self._state.replicas[name] = value
 
     def offer(self, traffic: Traffic) -> Records:
         """Take the next requests; return those, of all so far, that are done when the last of them arrives.
@@ -179,7 +184,7 @@ class Simulation:
         """
         if len(traffic) and traffic.arrivals_s[0] < self._last_s:
             raise InputError("traffic: arrivals are not in order")
-        known = len(self._table)
+        known = self._known
         if known and len(traffic) and traffic.buckets.max() >= known:
             raise InputError(f"traffic: bucket {traffic.buckets.max()}; the dispatch has buckets 0 to {known - 1}")
         parts = [self._serve(traffic.part(start, start + CHUNK)) for start in range(0, len(traffic), CHUNK)]
@@ -216,6 +221,7 @@ class Simulation:
             self._offered,
             self._policy,
             self._table,
+            self._rule,
             self._prefilled,
             until_s,
         )
@@ -233,6 +239,9 @@ class Simulation:
         # What is served after going down is not taken from idle time, unless one bin holds some of both.
         idle_s = np.clip(np.diff(replica.up_by_s(edges_s)) - busy_s, 0.0, None)
         rest_s = np.diff(replica.up_by_s(np.array([record["now_s"], max(end_s, record["now_s"])])))[0]
+        down_s = np.clip(widths - busy_s - idle_s, 0.0, None)
+        idle_up_s = float(record["idle_s"] + rest_s)
+        asleep_s = max(end_s - float(record["busy_s"]) - idle_up_s, 0.0)
         idle_w = replica.idle_w
         return ReplicaUse(
             replica.name,
@@ -240,12 +249,12 @@ class Simulation:
             float(record["busy_s"]),
             float(sequence_s.sum()),
             float(tokens.sum()),
-            None if idle_w is None else float(record["energy_j"] + idle_w * (record["idle_s"] + rest_s)),
+            None if idle_w is None else float(record["energy_j"] + idle_w * idle_up_s + replica.asleep_w * asleep_s),
             bin_s,
             busy_s / widths,
             sequence_s / widths,
             tokens / widths,
-            None if idle_w is None else (energy_j + idle_w * idle_s) / widths,
+            None if idle_w is None else (energy_j + idle_w * idle_s + replica.asleep_w * down_s) / widths,
         )
 
 
@@ -270,11 +279,23 @@ def _policy(dispatch: Routing, replicas: int) -> tuple[int, Floats, Ints]:
         return tuple(Dispatch).index(dispatch), np.zeros((0, 1, 1)), np.zeros(replicas, np.int64)
     if isinstance(dispatch, Split):
         table, groups = dispatch.weights[:, :, None], np.arange(dispatch.weights.shape[1])
-    else:
+    elif isinstance(dispatch, Scored):
         table, groups = dispatch.scores, dispatch.groups
+    else:
+        table, groups = np.zeros((0, 1, 1)), dispatch.groups
     if len(groups) != replicas:
         raise InputError(f"a dispatch for {len(groups)} replicas; the fleet has {replicas}")
-    return len(Dispatch) + isinstance(dispatch, Scored), np.ascontiguousarray(table, dtype=float), groups
+    return (
+        len(Dispatch) + (Split, Scored, Ruled).index(type(dispatch)),
+        np.ascontiguousarray(table, dtype=float),
+        groups,
+    )
+
+
+def _rule(dispatch: Routing) -> Rule:
+    from qplan.models.simulator.kernel import Rule
+
+    return Rule(*(dispatch if isinstance(dispatch, Ruled) else Ruled.nothing()).arrays())
 
 
 def _windows(fleet: tuple[Replica, ...]) -> Floats:
@@ -301,6 +322,7 @@ def _initial(fleet: tuple[Replica, ...], windows: Floats) -> State:
     replicas["max_context"] = [replica.max_context for replica in fleet]
     replicas["chunked"] = [replica.batching.chunked_prefill for replica in fleet]
     replicas["up_s"], replicas["down_s"] = windows[:, 0].T
+    replicas["ttft_ratio"] = replicas["tpot_ratio"] = 1.0
     replicas["excused"] = np.where(replicas["up_s"] > 0, np.nan, 0.0)
     for place in ("waiting_head", "waiting_tail", "last", "partial"):
         replicas[place] = -1

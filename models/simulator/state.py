@@ -45,6 +45,17 @@ REPLICA = np.dtype(
         ("outstanding", np.int64),
         ("assigned", np.int64),
         ("finished", np.int64),
+        # Under a rule that predicts: prompt tokens without a first token, tokens expected of all that are here, and how
+        # many of each the last iteration took off; observed over predicted latencies, and how they follow.
+        ("waiting_tokens", np.float64),
+        ("held_tokens", np.float64),
+        ("first_tokens", np.float64),
+        ("ended_tokens", np.float64),
+        ("ttft_ratio", np.float64),
+        ("tpot_ratio", np.float64),
+        ("gain", np.float64),
+        ("least_ratio", np.float64),
+        ("most_ratio", np.float64),
         # Requests as if given before it came up, so that it does not catch up with the others in turn.
         ("excused", np.float64),
         # Seconds in iterations, and seconds up without any.
@@ -68,6 +79,10 @@ REQUEST = np.dtype(
         ("joined", np.int64),
         ("prefilled", np.int64),  # 1: its cache came with it
         ("preemptions", np.int64),
+        # Latencies that were predicted, 0 where none was, and tokens that were expected.
+        ("ttft_s", np.float64),
+        ("tpot_s", np.float64),
+        ("held", np.float64),
         ("previous", np.int64),
         ("next", np.int64),
     ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from qplan import __version__
-from qplan.cli import capacity, doctor, export, fit, measure, predict, profiles, simulate
+from qplan.cli import capacity, doctor, export, fit, measure, predict, profiles, route, simulate, tune
 
 app = typer.Typer(
     name="qplan",
@@ -26,6 +26,8 @@ app.command("predict")(predict.predict)
 app.command("simulate")(simulate.simulate)
 app.add_typer(measure.app, name="measure")
 app.add_typer(profiles.app, name="profiles")
+app.add_typer(route.app, name="route")
+app.add_typer(tune.app, name="tune")
 app.command("doctor")(doctor.doctor)
 
 

@@ -56,7 +56,7 @@ def simulate(
         list[str] | None, typer.Option(help="Show attainment of ttft=1s, p99:tpot=50ms ...; repeatable.", metavar="SLO")
     ] = None,
     dispatch: Annotated[
-        str, typer.Option(help="round-robin, least-outstanding or random.", metavar="POLICY")
+        str, typer.Option(help="round-robin, least-outstanding, random or power-of-two.", metavar="POLICY")
     ] = "round-robin",
     chunked_prefill: Annotated[
         bool | None,

@@ -1,37 +1,16 @@
-"""A PostgreSQL database for a test, and observations to put into stores."""
+"""Observations to put into stores."""
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import sqlalchemy as sa
 
 from qplan.profiles.observations import from_rows
 
 Rows = Callable[..., pa.Table]
-
-
-@pytest.fixture
-def postgres_url() -> Iterator[str]:
-    """A fresh database on the server that QPLAN_TEST_POSTGRES names."""
-    server = os.environ.get("QPLAN_TEST_POSTGRES")
-    if not server:
-        pytest.skip("QPLAN_TEST_POSTGRES names no server; .ci/run starts one")
-    name = f"qplan_test_{uuid.uuid4().hex}"
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    try:
-        yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-        engine.dispose()
 
 
 @pytest.fixture

@@ -1,0 +1,260 @@
+"""A trace under a policy and under those that people use, in one simulator: energy, attainment, cost.
+
+Every policy serves the same requests with the same replicas, and energy counts up to the same time. Baselines keep
+all replicas awake, as they know nothing of sleep; so does ``energy``, the online rule alone. ``energy, sleeping`` lets
+replicas sleep as the policy says. ``all 16-bit`` is the fleet on the same GPUs without quantization, as far as it
+fits, under least requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qplan.core.errors import InputError
+from qplan.core.policy import Policy
+from qplan.models.simulator.dispatch import Dispatch, Routing, Scored, Split
+from qplan.models.simulator.replica import Replica
+from qplan.models.simulator.simulation import Simulation
+from qplan.models.simulator.state import Records
+from qplan.models.simulator.traffic import Traffic
+from qplan.models.steptimes import Bools, Floats, Ints
+from qplan.solvers.backends import SolverBackend
+from qplan.solvers.routing.bound import clairvoyant
+from qplan.solvers.routing.compiled import ruled
+from qplan.solvers.routing.fleet import FleetModel
+from qplan.solvers.routing.online import GAIN
+from qplan.solvers.routing.sleeping import schedule
+
+ENERGY, SLEEPING, FULL = "energy", "energy, sleeping", "all 16-bit"
+POLICIES = (*(rule.value for rule in Dispatch), "session-hash", "cheapest-first", FULL, ENERGY, SLEEPING)
+SESSIONS = 1024
+"""Sessions among which requests of a trace that names none are divided, for the hash of a session."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What became of a trace under one policy. K classes, G groups.
+
+    Attributes
+    ----------
+    energy_j
+        All replicas up to the common end, waking included.
+    attainment : (K,)
+        Share of each class's requests within each of its SLOs, in their order.
+    within
+        Share of all requests within all their SLOs.
+    cost
+        US dollars of the GPUs while awake; ``None`` of the fleet at 16 bits, which has other replicas.
+    quality : (K,)
+        Mean; ``None`` there too.
+    requests : (G,)
+        That each group served.
+    latency : (K,)
+        p50 and p90 of TTFT and TPOT in seconds.
+    series : (T, 2)
+        End of each part of the time in seconds, and mean watts in it.
+    """
+
+    name: str
+    energy_j: float
+    attainment: tuple[tuple[float, ...], ...]
+    within: float
+    cost: float | None
+    quality: tuple[float | None, ...]
+    requests: tuple[int, ...]
+    refused: int
+    mean_tpot_s: float
+    latency: tuple[Mapping[str, float], ...]
+    series: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replay:
+    """A trace under several policies.
+
+    Attributes
+    ----------
+    outcomes
+        In the order asked for.
+    bound_j
+        Least energy with which any router serves it; ``None`` where it was not asked for.
+    """
+
+    requests: int
+    duration_s: float
+    outcomes: tuple[Outcome, ...]
+    bound_j: float | None
+
+    def named(self, name: str) -> Outcome:
+        """Return the outcome of a policy."""
+        return next(one for one in self.outcomes if one.name == name)
+
+    def closed(self, name: str, baseline: str = "least-outstanding") -> float | None:
+        """Return the share of the distance from a baseline down to the bound that a policy covers."""
+        if self.bound_j is None:
+            return None
+        base = self.named(baseline).energy_j
+        return (base - self.named(name).energy_j) / (base - self.bound_j) if base > self.bound_j else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    name: str
+    fleet: Sequence[Replica]
+    simulation: Simulation
+    done: Records
+    waking_j: float
+
+
+def replay(
+    model: FleetModel,
+    policy: Policy,
+    traffic: Traffic,
+    classes: Ints,
+    *,
+    names: Sequence[str] | None = None,
+    full: Sequence[Replica] = (),
+    backend: SolverBackend | None = None,
+    gain: float = GAIN,
+    seed: int = 0,
+) -> Replay:
+    """Serve `traffic` under the policies called `names`, all by default.
+
+    Parameters
+    ----------
+    policy
+        What ``energy`` and ``energy, sleeping`` follow; it may know lengths, times and energies wrong, which the
+        simulated replicas do not follow.
+    classes : (N,)
+        Class of each request.
+    full
+        The fleet at 16 bits, for ``all 16-bit``; without it there is none.
+    backend
+        Solves for the bound; without it there is none.
+    gain
+        How fast predictions follow what is observed.
+
+    Raises
+    ------
+    InputError
+        ``all 16-bit`` is wanted, and there is no such fleet.
+    """
+    traffic = replace(traffic, buckets=model.lengths.bucket_of(classes, traffic.input_tokens))
+    wanted = names or [name for name in POLICIES if full or name != FULL]
+    if FULL in wanted and not full:
+        raise InputError(f"{FULL}: the model fits none of the fleet's GPUs without quantization")
+    runs = [_run(name, model, policy, traffic, full, gain, seed) for name in wanted]
+    end_s = max(run.simulation.use().end_s for run in runs)
+    bound = None if backend is None else clairvoyant(model, traffic, classes, end_s, backend).energy_j
+    outcomes = tuple(_outcome(run, model, traffic, classes, end_s) for run in runs)
+    return Replay(len(traffic), end_s, outcomes, bound)
+
+
+def _run(
+    name: str,
+    model: FleetModel,
+    policy: Policy,
+    traffic: Traffic,
+    full: Sequence[Replica],
+    gain: float,
+    seed: int,
+) -> _Run:
+    fleet: Sequence[Replica] = full if name == FULL else model.replicas
+    waking_j = 0.0
+    dispatch: Routing
+    if name in (ENERGY, SLEEPING):
+        dispatch = ruled(policy, gain)
+    elif name == "session-hash":
+        traffic = replace(traffic, buckets=np.random.default_rng(seed).integers(0, SESSIONS, len(traffic)))
+        dispatch = Split(np.eye(len(fleet))[np.arange(SESSIONS) % len(fleet)])
+    elif name == "cheapest-first":
+        dispatch = _cheapest_first(model)
+    else:
+        dispatch = Dispatch.LEAST_OUTSTANDING if name == FULL else Dispatch(name)
+    if name == SLEEPING:
+        times = schedule(policy, traffic)
+        fleet, waking_j = times.of(fleet, policy), times.waking_j(policy)
+    simulation = Simulation(fleet, dispatch, seed)
+    done = np.concatenate([simulation.offer(traffic), simulation.finish()])
+    return _Run(name, fleet, simulation, done[np.argsort(done["row"])], waking_j)
+
+
+def _cheapest_first(model: FleetModel) -> Scored:
+    """Fill the group with the least energy a request up to the requests in flight at its load limit, then the next."""
+    limits = [int(np.interp(one.limit_qps, one.rate_qps, one.in_flight)) for one in model.groups]
+    mean_j = np.array([one.energy_j @ model.lengths.weight for one in model.groups])
+    buckets, most = len(model.lengths), max(limits) + 2
+    rank = np.argsort(np.argsort(mean_j)).astype(float)
+    beyond = np.arange(most)[None, :] >= np.array(limits)[:, None]
+    scores = np.broadcast_to((rank[:, None] + len(rank) * beyond)[None], (buckets, len(rank), most)).copy()
+    able = np.array([[np.isfinite(one.quality[k]) for one in model.groups] for k in model.lengths.request_class])
+    scores[~able] = np.inf
+    return Scored(scores, model.group_of)
+
+
+def _outcome(run: _Run, model: FleetModel, traffic: Traffic, classes: Ints, end_s: float) -> Outcome:
+    use, done = run.simulation.use(end_s), run.done
+    served: Bools = ~np.isnan(done["e2e_s"])
+    within = served.copy()
+    attainment: list[tuple[float, ...]] = []
+    latency: list[Mapping[str, float]] = []
+    quality: list[float | None] = []
+    groups = model.group_of if run.name != FULL else None
+    for k, one in enumerate(model.demand.classes):
+        mine = classes == k
+        row = []
+        for slo in one.slos:
+            met = served & ~(done[f"{slo.metric}_s"] > slo.threshold_s)  # NaN: a TPOT of one token
+            within &= met | ~mine
+            row.append(float(met[mine].mean()) if mine.any() else 1.0)
+        attainment.append(tuple(row))
+        latency.append(
+            {
+                f"{metric}_p{p}_s": float(np.nanpercentile(done[f"{metric}_s"][mine & served], p))
+                for metric in ("ttft", "tpot")
+                for p in (50, 90)
+                if np.isfinite(done[f"{metric}_s"][mine & served]).any()
+            }
+        )
+        grades = np.array([group.quality[k] for group in model.groups])
+        mine &= served
+        known = groups is not None and mine.any()
+        quality.append(float(np.mean(grades[model.group_of[done["replica"][mine]]])) if known else None)
+    steps = np.maximum(traffic.output_tokens - 1.0, 0.0)[served]
+    tpot = np.nan_to_num(done["tpot_s"][served])
+    counts = np.bincount(done["replica"][served], minlength=len(run.fleet))
+    by_group = counts if groups is None else np.bincount(groups, weights=counts, minlength=len(model.groups))
+    energy = use.energy_j
+    assert energy is not None  # refused where the power is not known
+    return Outcome(
+        run.name,
+        energy + run.waking_j,
+        tuple(attainment),
+        float(within.mean()),
+        _cost(run, model, end_s),
+        tuple(quality),
+        tuple(int(one) for one in by_group),
+        int((~served).sum()),
+        float(tpot @ steps / max(steps.sum(), 1.0)),
+        tuple(latency),
+        _series(run, end_s),
+    )
+
+
+def _cost(run: _Run, model: FleetModel, end_s: float) -> float | None:
+    """Return the price of the GPUs while their replicas are up."""
+    if run.name == FULL:
+        return None
+    hours = [float(one.up_by_s(np.array([end_s]))[0]) / 3600 for one in run.fleet]
+    prices = [model.groups[g].group.deployment.price_per_hour for g in model.group_of]
+    return float(sum(h * price for h, price in zip(hours, prices, strict=True)))
+
+
+def _series(run: _Run, end_s: float) -> tuple[tuple[float, float], ...]:
+    use = run.simulation.use(end_s)
+    total: Floats = np.sum([one.power_w for one in use.replicas if one.power_w is not None], axis=0)
+    ends = np.minimum(use.replicas[0].bin_s * np.arange(1, len(total) + 1), end_s)
+    return tuple(zip(ends.tolist(), total.tolist(), strict=True))

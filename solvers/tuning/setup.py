@@ -1,0 +1,91 @@
+"""From a tuning file to what a worker works on: space, expectations, sampler and study."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qplan.profiles.store import ProfileStore
+from qplan.solvers.tuning.engines import EngineMeasure
+from qplan.solvers.tuning.expectations import expected
+from qplan.solvers.tuning.measuring import Measure
+from qplan.solvers.tuning.space import Enumerated, enumerate_space, groups_of
+from qplan.solvers.tuning.study import REFUSED, start_study
+from qplan.solvers.tuning.tables import Table, TableMeasure
+from qplan.solvers.tuning.tunefile import Tuning
+from qplan.solvers.tuning.worker import Job
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+    from qplan.solvers.tuning.sampler import FrontSampler
+
+MEASURED = "measured"
+
+
+def enumerate_table(tuning: Tuning, source: str) -> tuple[Enumerated, Measure]:
+    """Return the configurations of a study that a table has, and the function that looks them up.
+
+    Raises
+    ------
+    InputError, StoreError
+        There is no such table, it has nothing of an objective, or nothing of any configuration.
+    """
+    table = Table.read(source, tuning)
+    table.check(tuning.quantities, tuning.places)
+    enumerated = enumerate_space(tuning.space, lambda one: table.refusal(one, tuning.quantities))
+    return enumerated, TableMeasure(table)
+
+
+def enumerate_machine(tuning: Tuning, store: ProfileStore, cache: Path | None = None) -> tuple[Enumerated, Measure]:
+    """Return the configurations that this machine can measure, and the function that measures them."""
+    measure = EngineMeasure(tuning, store, cache)
+    return enumerate_space(tuning.space, measure.refusal), measure
+
+
+def sampler_of(tuning: Tuning, enumerated: Enumerated, threshold: float = 0.01) -> FrontSampler:
+    """Return the sampler of a study: with what is expected, what is shared, and what measuring costs.
+
+    Parameters
+    ----------
+    threshold
+        Probability of being on the front below which a configuration is not measured; 0 leaves out none.
+    """
+    from qplan.solvers.tuning.sampler import FrontSampler
+
+    group = groups_of(enumerated.configurations)
+    gpus = np.array([one.gpus for one in enumerated.configurations], dtype=float)
+    candidates = enumerated.candidates(
+        prior_mean=expected(tuning, enumerated.configurations),
+        groups=tuple(group if one.task else None for one in tuning.objectives),
+        cost=gpus if len(set(gpus)) > 1 else None,
+    )
+    return FrontSampler(
+        candidates, [one.axis for one in tuning.objectives], seed=tuning.conditions.seed, threshold=threshold
+    )
+
+
+def open_job(
+    tuning: Tuning,
+    storage: BaseStorage,
+    enumerated: Enumerated,
+    measure: Measure,
+    source: str,
+    sampler: FrontSampler | None = None,
+) -> Job:
+    """Create the study, or go on with it, and return what a worker works on.
+
+    Parameters
+    ----------
+    source
+        Name of the table, or :data:`MEASURED`.
+    sampler
+        By default that of :func:`sampler_of`.
+    """
+    sampler = sampler or sampler_of(tuning, enumerated)
+    study = start_study(tuning, storage, source, sampler)
+    study.set_user_attr(REFUSED, [asdict(refused) for refused in enumerated.refused])
+    return Job(study, tuning, enumerated, measure, sampler)
