@@ -151,10 +151,10 @@ def print_space(tuning: Tuning, enumerated: Enumerated, *, as_json: bool) -> Non
         return
     print_table(("configuration", "GPUs"), [(str(one), one.gpus) for one in enumerated.configurations])
     for refused in enumerated.refused:
-        sys.stdout.write(f"no configuration: {refused.what}: {refused.reason}\n")
+        sys.stdout.write(f"left out: {refused.what}: {refused.reason}\n")
     objectives = ", ".join(f"{one.axis.direction} {one.name}" for one in tuning.objectives)
     sys.stdout.write(
-        f"{len(enumerated.configurations)} configurations, {len(enumerated.refused)} combinations are none; "
+        f"{len(enumerated.configurations)} configurations, {len(enumerated.refused)} combinations left out; "
         f"{objectives}; budget {tuning.budget}\n"
     )
 
@@ -187,7 +187,7 @@ def print_study(summary: Summary, *, as_json: bool) -> None:
     for name, probability in summary.skipped:
         sys.stdout.write(f"not measured: {name}: on the front with probability {probability:.2g}\n")
     for what, reason in summary.refused:
-        sys.stdout.write(f"no configuration: {what}: {reason}\n")
+        sys.stdout.write(f"left out: {what}: {reason}\n")
 
 
 def print_front(summary: Summary) -> None:

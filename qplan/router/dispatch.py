@@ -119,9 +119,11 @@ class Dispatcher:
         until_s = time.monotonic() + self.limits.wait
         queue = self._waiting.setdefault(request_class, deque())
         turn = not queue  # whoever waits comes first
+        counted = bool(tried)
         while True:
             if turn:
-                flight, defer_s = self._chosen(ask, request_class, arrived_s, tried)
+                flight, defer_s = self._chosen(ask, request_class, arrived_s, tried, counted=counted)
+                counted = counted or defer_s is not None
                 if flight is not None:
                     self._pass_on(queue)
                     return flight
@@ -183,14 +185,14 @@ class Dispatcher:
             self._metrics.set(AWAKE, count / self._processes, group=group.name)
 
     def _chosen(
-        self, ask: Ask, request_class: str, arrived_s: float, tried: Collection[Replica]
+        self, ask: Ask, request_class: str, arrived_s: float, tried: Collection[Replica], *, counted: bool
     ) -> tuple[Flight | None, float | None]:
         """Return the flight, or for how long the policy wants the request to wait."""
         now_s = time.monotonic()
         replicas = self._candidates(now_s, tried)
         if not replicas:
             return None, None
-        request = self._request(ask, request_class, arrived_s, replicas)
+        request = self._request(ask, request_class, arrived_s, replicas, counted=counted)
         choice = self._rule.choose(request, [replica.state for replica in replicas], now_s)
         if choice.replica is None:
             return None, choice.wait_s
@@ -202,12 +204,14 @@ class Dispatcher:
         admitted = [replica for replica in self.replicas if replica.admits(now_s)]
         return [replica for replica in admitted if replica not in tried] or admitted
 
-    def _request(self, ask: Ask, request_class: str, arrived_s: float, replicas: Sequence[Replica]) -> Request:
+    def _request(
+        self, ask: Ask, request_class: str, arrived_s: float, replicas: Sequence[Replica], *, counted: bool
+    ) -> Request:
         tokens = ask.prompt_tokens + math.ceil(ask.prompt_bytes / self._bytes_per_token)
         kept = self._sessions.get(ask.session) if ask.session else None
         home = replicas.index(kept[0]) if kept is not None and kept[0] in replicas else None
         cached = min(kept[1], tokens) if kept is not None and home is not None else 0
-        return Request(request_class, tokens, ask.max_tokens, home, cached, arrived_s)
+        return Request(request_class, tokens, ask.max_tokens, home, cached, arrived_s, counted)
 
     async def _defer(self, defer_s: float) -> None:
         """Hold a request that may wait for a better time; the policy says when it is asked again."""

@@ -66,6 +66,8 @@ class Request:
         The replica that holds the prefix of the session, and how many of the input tokens that saves.
     arrived_s
         When it came, by the clock of `now_s`; read of classes that may wait.
+    counted
+        Whether the rule was asked about it before: its arrival is in the load already.
     """
 
     request_class: str
@@ -74,6 +76,7 @@ class Request:
     home: int | None = None
     cached_tokens: int = 0
     arrived_s: float = 0.0
+    counted: bool = False
 
 
 @dataclass(slots=True)
@@ -166,7 +169,8 @@ class OnlineRule:
             The policy does not know the request's class.
         """
         bucket = self.bucket(request.request_class, request.input_tokens)
-        self._count(bucket, now_s)
+        if not request.counted:
+            self._count(bucket, now_s)
         name = request.request_class
         found = self._found(request, bucket, states)
         if found.replica is None:

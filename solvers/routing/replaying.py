@@ -49,7 +49,7 @@ class Outcome:
     cost
         US dollars of the GPUs while awake; ``None`` of the fleet at 16 bits, which has other replicas.
     quality : (K,)
-        Mean; ``None`` there too.
+        Mean; ``None`` there too, and of a baseline that used replicas which may not serve the class.
     requests : (G,)
         That each group served.
     latency : (K,)
@@ -221,8 +221,8 @@ def _outcome(run: _Run, model: FleetModel, traffic: Traffic, classes: Ints, end_
         )
         grades = np.array([group.quality[k] for group in model.groups])
         mine &= served
-        known = groups is not None and mine.any()
-        quality.append(float(np.mean(grades[model.group_of[done["replica"][mine]]])) if known else None)
+        used = [] if groups is None else grades[model.group_of[done["replica"][mine]]]
+        quality.append(float(np.mean(used)) if np.size(used) and np.isfinite(used).all() else None)
     steps = np.maximum(traffic.output_tokens - 1.0, 0.0)[served]
     tpot = np.nan_to_num(done["tpot_s"][served])
     counts = np.bincount(done["replica"][served], minlength=len(run.fleet))

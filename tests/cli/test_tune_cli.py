@@ -80,7 +80,7 @@ def test_the_same_command_goes_on_with_a_greater_budget(folder: Path, tmp_path: 
 @pytest.mark.slow
 def test_the_report_says_what_was_found(folder: Path) -> None:
     said = tune("report", str(folder / "tuning.db"))
-    for words in ("configuration", "what moves saturation", "left on the table", "no configuration: Q5_K KV16"):
+    for words in ("configuration", "what moves saturation", "left on the table", "left out: Q5_K KV16"):
         assert words in said
     found = json.loads(tune("report", str(folder / "tuning.db"), "--json"))
     assert len(found["found"]) == 4

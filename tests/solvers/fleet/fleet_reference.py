@@ -77,13 +77,18 @@ def reference(problem: FleetProblem) -> tuple[float, list[float]] | None:
     found: list[float] = []
     for stage in stages:
         model.setObjective(stage)
-        model.solve(pulp.HiGHS(msg=False, gapRel=0.0))
-        if pulp.LpStatus[model.status] != "Optimal":
+        if not _is_optimal(model.solve(pulp.HiGHS(msg=False, gapRel=0.0))):
             assert not found
             return None
         found.append(float(pulp.value(stage)))
         model += stage <= found[-1] + 1e-7 * max(1.0, abs(found[-1]))
     return found[0], found[1:]
+
+
+def _is_optimal(outcome: Any) -> bool:
+    """Read what solving returned: the status code in PuLP 3, the statistics in PuLP 4."""
+    status = getattr(outcome, "status", outcome)
+    return bool(status == (pulp.LpSolveStatus.Optimal if hasattr(pulp, "LpSolveStatus") else pulp.LpStatusOptimal))
 
 
 def _model(problem: FleetProblem) -> tuple[pulp.LpProblem, dict[str, Any]]:

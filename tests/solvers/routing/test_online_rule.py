@@ -154,6 +154,16 @@ def test_replicas_sleep_after_the_load_and_wake_at_once(policy: Policy) -> None:
     assert sum(rule.awake(500.0)) > sum(quiet)
 
 
+def test_asking_again_is_no_arrival(policy: Policy) -> None:
+    rule = OnlineRule(policy)
+    for n in range(200):
+        rule.choose(Request("chat", 300), fresh(policy), n / 20)
+    before = rule.load_qps(10.0)
+    for _ in range(200):
+        rule.choose(Request("chat", 300, counted=True), fresh(policy), 10.0)
+    assert rule.load_qps(10.0) == before > 0
+
+
 def test_an_unknown_class_is_named(policy: Policy) -> None:
     with pytest.raises(InputError, match=r"unknown class 'chats'.*did you mean|chat"):
         choose(policy, Request("chats", 100), fresh(policy))
