@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import deque
 from dataclasses import asdict
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Self
 
 from qplan.measure.campaign.events import (
     BlockEnded,
@@ -25,7 +24,7 @@ from qplan.measure.campaign.events import (
     PointStarted,
     ProbeFinished,
 )
-from qplan.report.output import print_json, print_table
+from qplan.report.output import EventLog, print_json, print_table
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -86,35 +85,18 @@ def clock(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class JsonLog:
+class JsonLog(EventLog):
     """Writes each event as a line of JSON; the progress inside a point is left out."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
-        self._began = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.flush()
 
     def take(self, event: Event) -> None:
         """Write an event."""
         if isinstance(event, PointProgress):
             return
-        line: dict[str, Any] = {
-            "event": type(event).__name__,
-            "at_s": round(time.perf_counter() - self._began, 3),
-            **asdict(event),
-        }
-        line.pop("raw", None)
+        fields = asdict(event)
+        fields.pop("raw", None)
         if isinstance(event, PointFinished):
-            line["result"] = {name: line["result"][name] for name in ("state", "reason", "rows", "seconds")}
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
+            fields["result"] = {name: fields["result"][name] for name in ("state", "reason", "rows", "seconds")}
+        self.write(event, fields)
 
 
 class CampaignDisplay:

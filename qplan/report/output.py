@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.console import Console
     from rich.table import Table
 
@@ -21,6 +24,29 @@ def print_json(document: Mapping[str, Any]) -> None:
     """Write `document` to standard output as JSON; what is not finite becomes null, which JSON can say."""
     json.dump(_finite(document), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.write("\n")
+
+
+class EventLog:
+    """Writes events as lines of JSON: their kind, the seconds since the log began, and their fields."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.flush()
+
+    def write(self, event: object, fields: Mapping[str, Any]) -> None:
+        """Write a line at once, since others follow along."""
+        at_s = round(time.perf_counter() - self._began, 3)
+        line = {"event": type(event).__name__, "at_s": at_s, **fields}
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

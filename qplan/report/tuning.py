@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 from qplan.core.units import format_bytes, format_duration
 from qplan.report.campaigns import clock
-from qplan.report.output import console, facts_table, print_json, print_table
+from qplan.report.output import EventLog, console, facts_table, print_json, print_table
 from qplan.solvers.tuning.worker import Began, Ended, Event, Progressed, Stopped, Waiting
 
 if TYPE_CHECKING:
@@ -30,36 +29,22 @@ _SHOWN_ROWS = 20
 _LAST_LINES = 4
 
 
-class JsonLog:
+class JsonLog(EventLog):
     """Writes each event as a line of JSON, and the front as the last; progress inside a measurement is left out."""
 
     def __init__(self, summary: Callable[[], Summary], stream: TextIO | None = None) -> None:
+        super().__init__(stream)
         self._summary = summary
-        self._stream = stream or sys.stdout
-        self._began = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.flush()
 
     def take(self, event: Event) -> None:
         """Write an event."""
         if isinstance(event, Progressed | Waiting):
             return
-        line: dict[str, Any] = {
-            "event": type(event).__name__,
-            "at_s": round(time.perf_counter() - self._began, 3),
-            **asdict(event),
-        }
+        fields = asdict(event)
         if isinstance(event, Stopped):
             summary = self._summary()
-            line |= {"front": [asdict(one) for one in summary.front], "outlook": summary.outlook}
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
+            fields |= {"front": [asdict(one) for one in summary.front], "outlook": summary.outlook}
+        self.write(event, fields)
 
 
 class TuningDisplay:

@@ -42,22 +42,6 @@ _TIME_LIMIT_S = 60.0
 _SLACK = 1e-9  # by which prices are lowered, that rounding in the solver does not count
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """The least energy.
-
-    Attributes
-    ----------
-    energy_j
-        Over the horizon, of all replicas.
-    group_share : (G,)
-        Share of the requests that is cheapest on each group at the prices.
-    """
-
-    energy_j: float
-    group_share: tuple[float, ...]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Iterations:
     """Iterations of a group at V points of its grid; all are (V,)."""
@@ -92,8 +76,8 @@ class _Iterations:
         )
 
 
-def clairvoyant(model: FleetModel, traffic: Traffic, classes: Ints, horizon_s: float, backend: SolverBackend) -> Bound:
-    """Return the least energy in which a fleet can serve all of `traffic` within `horizon_s`.
+def clairvoyant(model: FleetModel, traffic: Traffic, classes: Ints, horizon_s: float, backend: SolverBackend) -> float:
+    """Return the least energy, in joules, of all replicas with which all of `traffic` is served within `horizon_s`.
 
     Parameters
     ----------
@@ -128,8 +112,7 @@ def clairvoyant(model: FleetModel, traffic: Traffic, classes: Ints, horizon_s: f
     total = float(cost.min(axis=1).sum() + (asleep - second_w) @ counts * horizon_s)
     if np.isfinite(tpot_s):
         total -= tpot_w * tpot_s * float(steps.sum())
-    best = cost.argmin(axis=1)
-    return Bound(total, tuple((np.bincount(best, minlength=len(groups)) / len(best)).tolist()))
+    return total
 
 
 def _prices(

@@ -148,7 +148,7 @@ def replay(
         raise InputError(f"{FULL}: the model fits none of the fleet's GPUs without quantization")
     runs = [_run(name, model, policy, traffic, full, gain, seed) for name in wanted]
     end_s = max(run.simulation.use().end_s for run in runs)
-    bound = None if backend is None else clairvoyant(model, traffic, classes, end_s, backend).energy_j
+    bound = None if backend is None else clairvoyant(model, traffic, classes, end_s, backend)
     outcomes = tuple(_outcome(run, model, traffic, classes, end_s) for run in runs)
     return Replay(len(traffic), end_s, outcomes, bound)
 

@@ -28,8 +28,6 @@ class Crowd:
         connection broke), ``corrupt`` (tokens missing, doubled, of two replicas, or an end without a word).
     replicas
         Which replicas the complete streams came from.
-    latest_s
-        When the latest complete stream came, on :func:`time.monotonic`.
     """
 
     def __init__(self, url: str, clients: int, *, streamed: float = 0.8) -> None:
@@ -38,7 +36,7 @@ class Crowd:
         self._clients, self._streamed = clients, streamed
         self.ends: Counter[str] = Counter()
         self.replicas: Counter[str] = Counter()
-        self.slowest_s = self.latest_s = 0.0
+        self.slowest_s = 0.0
         self.sent = 0
         self._stop = False
 
@@ -110,7 +108,6 @@ class Crowd:
         if len(found) != TOKENS or not answer.endswith(b"data: [DONE]\n\n"):
             return "corrupt"
         self.replicas[found[0][0].decode()] += 1
-        self.latest_s = time.monotonic()
         return "complete"
 
 
