@@ -38,6 +38,18 @@ from qplan.models.simulator.simulation import Runner, Simulation
 from qplan.models.simulator.sources import Source, Times
 
 SCHEMA_VERSION = 1
+EXAMPLE = """\
+{
+  "schema_version": 1,
+  "replicas": [
+    {"model": "llama-3.1-8b", "quantization": "BF16", "gpu": "a100", "count": 2},
+    {"model": "llama-3.1-8b", "quantization": "W8A8KV8-FP", "gpu": "h100", "count": 2},
+    {"model": "codellama-34b", "quantization": "BF16", "gpu": "h100", "tp": 2, "count": 2},
+    {"model": "codellama-34b", "quantization": "W4A16", "gpu": "a100", "count": 2}
+  ]
+}
+"""
+"""A fleet that serves the demand of :func:`qplan.profiles.demands.example`."""
 ROLES = ("both", "prefill", "decode")
 
 _BATCHING = {"max_sequences": int, "max_batched_tokens": int, "block_tokens": int, "chunked_prefill": bool}

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from qplan.cli.examples import example_option
+
 EXAMPLES = """
 [bold]Examples[/bold]
 
@@ -26,12 +28,10 @@ EXAMPLES = """
 """
 
 
-def _print_example(wanted: bool) -> None:
-    if wanted:
-        from qplan.profiles.demands import example
+def _example() -> str:
+    from qplan.profiles.demands import example
 
-        typer.echo(example(), nl=False)
-        raise typer.Exit
+    return example()
 
 
 def capacity(
@@ -117,8 +117,7 @@ def capacity(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     example: Annotated[  # noqa: ARG001  (handled by its callback)
-        bool,
-        typer.Option("--example", callback=_print_example, is_eager=True, help="Print a demand file with every key."),
+        bool, example_option(_example, "Print a demand file with every key.")
     ] = False,
 ) -> None:
     """Size a fleet: how many replicas of which deployment serve this load within these SLOs, at the least cost."""

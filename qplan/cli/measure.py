@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from qplan.cli import measure_server
+from qplan.cli.examples import example_option
 from qplan.cli.interrupts import INTERRUPTED, interrupts
 from qplan.cli.profiles import DEFAULT_STORE, Store
 from qplan.core.errors import InputError, nearest
@@ -48,12 +49,10 @@ app = typer.Typer(
 measure_server.register(app)
 
 
-def _print_example(wanted: bool) -> None:
-    if wanted:
-        from qplan.measure.campaign.planfile import EXAMPLE
+def _example() -> str:
+    from qplan.measure.campaign.planfile import EXAMPLE
 
-        typer.echo(EXAMPLE, nl=False)
-        raise typer.Exit
+    return EXAMPLE
 
 
 @app.command("run")
@@ -73,7 +72,7 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
     example: Annotated[  # noqa: ARG001  (handled by its callback)
-        bool, typer.Option("--example", callback=_print_example, is_eager=True, help="Print a plan with every key.")
+        bool, example_option(_example, "Print a plan with every key.")
     ] = False,
 ) -> None:
     """Measure a plan: start engines, measure every point, keep it all in the store.

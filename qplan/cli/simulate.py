@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qplan.cli.examples import example_option
 from qplan.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 [bold]Examples[/bold]
 
-  qplan simulate trace.csv --fleet fleet.json
+  qplan simulate --example > fleet.json; qplan simulate trace.csv --fleet fleet.json
 
   qplan simulate trace.csv --fleet fleet.json --speed-up 4 --slo p99:ttft=1s --slo tpot=50ms --plot replay.png
 
@@ -34,6 +35,12 @@ EXAMPLES = """
 """
 DEFAULT_REQUESTS = 10_000
 _PROGRESS_CHUNK = 65536
+
+
+def _example() -> str:
+    from qplan.models.simulator.fleetfile import EXAMPLE
+
+    return EXAMPLE
 
 
 def simulate(
@@ -81,6 +88,9 @@ def simulate(
         Path | None, typer.Option(help="Draw latencies, load and power over time (.png or .html).", metavar="FILE")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    example: Annotated[  # noqa: ARG001  (handled by its callback)
+        bool, example_option(_example, "Print a fleet to begin with.")
+    ] = False,
 ) -> None:
     """Simulate a fleet request by request: what latencies, load and power a trace would see."""
     from qplan.core.slo import Slo
@@ -92,7 +102,9 @@ def simulate(
     from qplan.report.simulation_plots import Recorder, draw
 
     if fleet is None:
-        raise InputError("--fleet: which replicas serve? expected a fleet (JSON) or a plan of qplan capacity --json")
+        raise InputError(
+            "--fleet: which replicas serve? expected a fleet (JSON; --example prints one) or a plan of capacity --json"
+        )
     if plot is not None:
         check_plot(plot)
     policy = _dispatch(dispatch)

@@ -119,3 +119,14 @@ def test_export_splits_each_class(files: dict[str, str], tmp_path: Path) -> None
 def test_what_is_wrong_is_said_in_a_line(arguments: tuple[str, ...], said: str, files: dict[str, str]) -> None:
     with pytest.raises(InputError, match=said):
         run(*(files.get(one, one) for one in arguments))
+
+
+def test_the_examples_make_a_policy(tmp_path: Path) -> None:
+    for command, name in (("simulate", "fleet.json"), ("capacity", "demand.yaml")):
+        done = CliRunner().invoke(app, [command, "--example"], catch_exceptions=False)
+        (tmp_path / name).write_text(done.stdout)
+    out = tmp_path / "policy.json"
+    run("solve", str(tmp_path / "fleet.json"), str(tmp_path / "demand.yaml"), "-o", str(out), "--levels", "2")
+    policy = read(str(out))
+    assert {one.name for one in policy.classes} == {"assistant", "completion"}
+    assert all(group.quality for group in policy.groups)
