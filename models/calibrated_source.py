@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qplan.core.deployment import Deployment
 from qplan.core.errors import InputError
-from qplan.models.calibrated import Calibrated
-from qplan.models.fitted import Fitted
-from qplan.models.power.curves import Ratio
 from qplan.models.profiled import COLUMNS, Profiled, deployment_of, profiled
-from qplan.models.steps.surrogate import LEVELS
-from qplan.models.surrogates import open_fitted
 from qplan.profiles.sources import read_profiles
+
+if TYPE_CHECKING:
+    from qplan.models.calibrated import Calibrated
+    from qplan.models.fitted import Fitted
+    from qplan.models.power.curves import Ratio
 
 SUFFIX = ".qplan"
 
@@ -73,17 +73,21 @@ def read_source(profiles: str, models: Collection[str]) -> Source:
         There is no such pack, store or model, it cannot be read, or a model was not saved with step times.
     """
     if profiles.endswith(SUFFIX):
+        from qplan.models.surrogates import open_fitted  # and all that it loads: packs are planned from without it
+
         steps = open_fitted(Path(profiles)).steps
         if steps is None:
             raise InputError(f"{profiles}: holds measured loads and no step times; plans need a fit to step times")
         return _saved(steps, models)
-    pack = read_profiles(profiles, models, COLUMNS)
+    pack = read_profiles(profiles, models, COLUMNS, as_stored=True)
     found = profiled(pack.table, pack.card.name)
     count = 0 if found is None else len(found.deployments)
     return Source(pack.card.name, found, (pack.card.known_error,) * count)
 
 
 def _saved(steps: Fitted | Calibrated, models: Collection[str]) -> Source:
+    from qplan.models.fitted import Fitted
+
     if isinstance(steps, Fitted):
         deployments = _fitted(steps, models, steps.source)
         errors = (_as_card(steps.latency_error, sorted(steps.gpus)),) * len(deployments)
@@ -101,6 +105,8 @@ def _saved(steps: Fitted | Calibrated, models: Collection[str]) -> Source:
 
 def _fitted(steps: Fitted, models: Collection[str], where: str) -> tuple[Deployment, ...]:
     """Return the deployments of `models` that were fitted themselves."""
+    from qplan.models.steps.surrogate import LEVELS
+
     whole = max(LEVELS)
     return tuple(
         deployment_of((model, quantization, gpu, tp, engine, version), where)

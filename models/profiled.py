@@ -12,6 +12,7 @@ from qplan.core.gpu import Gpu
 from qplan.core.model import Model
 from qplan.core.quantization import Quantization
 from qplan.models.steptimes import Floats, Ints, StepTimes
+from qplan.profiles.arrays import numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +59,7 @@ def profiled(table: pa.Table, where: str) -> Profiled | None:
     chosen = np.flatnonzero(steps & np.isin(status, [n for n, name in enumerate(statuses) if name == "ok"]))
     if not len(chosen):
         return None
-    good = table.take(chosen)
+    good = table if len(chosen) == table.num_rows else table.take(chosen)
     keys, index = keys_of(good)
     deployments = tuple(deployment_of(key, where) for key in keys)
     times = numbers_of(good, "step_time_s")
@@ -88,20 +89,22 @@ def codes_of(table: pa.Table, column: str) -> tuple[Ints, list[str]]:
     """Return the distinct values of `column` in order, as text, and the place of each row's value among them."""
     import pyarrow as pa
 
-    values = table[column].unify_dictionaries().combine_chunks()
-    encoded: Any = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
-    names = [str(value) for value in encoded.dictionary.to_pylist()]
+    values: Any = table[column].unify_dictionaries().combine_chunks()
+    if pa.types.is_integer(values.type):
+        distinct, codes = np.unique(numbers(values), return_inverse=True)
+    else:
+        encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+        distinct, codes = encoded.dictionary.to_pylist(), numbers(encoded.indices)
+    names = [str(value) for value in distinct]
     order = np.argsort(names)
     rank = np.empty(len(names), dtype=np.intp)
     rank[order] = np.arange(len(names))
-    return rank[encoded.indices.to_numpy(zero_copy_only=False)], [names[n] for n in order]
+    return rank[codes], [names[n] for n in order]
 
 
 def numbers_of(table: pa.Table, column: str) -> Floats:
     """Return a column as numbers, nan where it has none."""
-    import pyarrow as pa
-
-    return table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return numbers(table[column].combine_chunks()).astype(np.float64)
 
 
 def keys_of(table: pa.Table) -> tuple[list[tuple[str, ...]], Ints]:

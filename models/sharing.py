@@ -210,9 +210,12 @@ class _Station:
         stable = (rate < self.stable_qps) & (rate >= 0) & (observer.stable_qps > 0)
         # Where it is not, any stable rate keeps the arithmetic defined; what comes of it is masked.
         rate = np.where(stable, np.maximum(rate, 1e-30), np.maximum(self.stable_qps / 2, 1e-30))
-        log_p = self.log_product + self.batches * np.log(rate)[:, None]
-        peak = np.maximum(log_p.max(axis=1), 0.0)
-        p = np.exp(log_p - peak[:, None])
+        # In place: most of what a plan computes is this, and a fresh array costs as much as its exponential.
+        p = self.batches * np.log(rate)[:, None]
+        p += self.log_product
+        peak = np.maximum(p.max(axis=1), 0.0)
+        p -= peak[:, None]
+        np.exp(p, out=p)
         full = np.arange(len(rate)), self.slots.astype(int) - 1
         busy = np.minimum(rate / (self.slots / self.residence_s[full]), 1 - 1e-15)
         p_all_busy = p[full] / (1 - busy)  # n >= m: geometric
@@ -222,7 +225,9 @@ class _Station:
 
         batch = p @ self.batches
         residence = batch / rate
-        square = (p * self.batches * self.residence_s).sum(axis=1) / rate
+        weighted = p * self.batches
+        weighted *= self.residence_s
+        square = weighted.sum(axis=1) / rate
         decoding = self.decodes_per_request > 0
         steps = self.decodes_per_request if decoding else np.inf
         return Replicas(

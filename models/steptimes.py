@@ -173,10 +173,10 @@ def _lerp(axis: Floats, values: Floats, at: Floats) -> Floats:
 def _fill(grid: Floats, axis: Floats) -> Floats:
     """Replace NaNs along the last axis of `grid` by interpolation, prolonging the last known segment."""
     lanes = grid.reshape(-1, grid.shape[-1]).copy()
-    for row in np.flatnonzero(np.isnan(lanes).any(axis=1)):
-        lane = lanes[row]
-        known = np.flatnonzero(~np.isnan(lane))
-        missing = np.flatnonzero(np.isnan(lane))
-        if len(known):
-            lane[missing] = _lerp(axis[known], lane[known], axis[missing])
+    gaps, kind = np.unique(np.isnan(lanes), axis=0, return_inverse=True)
+    for number, missing in enumerate(gaps):
+        if missing.any() and not missing.all():
+            alike = np.flatnonzero(kind.ravel() == number)
+            known = lanes[np.ix_(alike, ~missing)]
+            lanes[np.ix_(alike, missing)] = _lerp(axis[~missing], known, axis[missing])
     return lanes.reshape(grid.shape)

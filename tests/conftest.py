@@ -9,9 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from hypothesis import settings
 
 from qplan.core import Deployment, Gpu, Model, Quantization
 from qplan.models.steptimes import StepTimes
+
+# How long an example takes is the machine's matter, and that of what else runs on it.
+settings.register_profile("qplan", deadline=None)
+settings.load_profile("qplan")
 
 PREFILL_TOKENS = np.array([16, 64, 256, 1024, 4096, 16384], dtype=float)
 BATCHES = np.array([1, 4, 16, 64, 256, 512], dtype=float)

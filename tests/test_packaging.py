@@ -55,3 +55,17 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     code = f"import sys, qplan.cli.app; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_plan_from_a_pack_imports_nothing_that_it_does_not_need() -> None:
+    unneeded = ("pandas", "scipy", "sklearn", "numba", "pyarrow.compute", "sqlalchemy", "pulp", "importlib.metadata")
+    code = f"""
+import sys
+from qplan.core.slo import Slo
+from qplan.solvers.capacity.ask import CapacityAsk
+from qplan.solvers.capacity.planner import plan_capacity
+assert plan_capacity(CapacityAsk.of(40.0, Slo.parse_all(["ttft=1s"]))).plan.status == "optimal"
+print([name for name in {unneeded!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

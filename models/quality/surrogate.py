@@ -171,7 +171,8 @@ class _Design:
         """Return the logarithm of every figure's loss (N,) and its slopes (N, E)."""
         values = np.exp(np.minimum(self.coefficients @ effects, 50.0))
         losses = np.add.reduceat(values, self.starts)
-        slopes = np.add.reduceat(values[:, None] * self.coefficients, self.starts, axis=0) / losses[:, None]
+        slopes = np.add.reduceat(values[:, None] * self.coefficients, self.starts, axis=0)
+        slopes /= losses[:, None]
         return np.log(losses), slopes
 
 

@@ -7,15 +7,16 @@ import sys
 
 def main() -> None:
     """Run ``qplan``; a :class:`~qplan.core.errors.QplanError`, or Ctrl-C, becomes one line and an exit code."""
-    from qplan.cli.app import app
+    from qplan.cli.commands import COMMANDS, app_of
     from qplan.core.errors import QplanError
 
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    named = [name for name in arguments[:1] if name in COMMANDS]
     try:
-        app(args=arguments, prog_name="qplan")
+        app_of(named or COMMANDS)(args=arguments, prog_name="qplan")
     except QplanError as error:
         if debug:
             raise

@@ -80,18 +80,21 @@ def candidates(ask: CapacityAsk) -> Candidates:
 
     steps = found.steps.take(np.array(running))
     deployments = tuple(deployments[i] for i in running)
-    model = SharingModel.of(deployments, steps)
-    rates = model.saturation_qps(ask.workload, ask.slos)
     grades = tuple(
         quality(one.model.name, str(one.quantization), ask.workload.task, ask.models[0].name) for one in deployments
     )
     good = np.array([grade.value for grade in grades]) >= ask.quality_floor - 1e-9
+    rates = np.zeros(len(deployments))
+    if good.any():
+        model = SharingModel.of([deployments[i] for i in np.flatnonzero(good)], steps.take(np.flatnonzero(good)))
+        rates[good] = model.saturation_qps(ask.workload, ask.slos)
     fast = rates > 0
     out[f"below the quality floor of {ask.quality_floor:.1%}"] += int((~good).sum())
     out["cannot meet the SLOs or hold the longest request"] += int((good & ~fast).sum())
-    chosen = np.flatnonzero(good & fast)
+    chosen = np.flatnonzero(fast)
     if not len(chosen):
-        raise _no_candidate(ask, model, grades, good, fast)
+        model = SharingModel.of(deployments, steps)
+        raise _no_candidate(ask, model, grades, good, model.saturation_qps(ask.workload, ask.slos) > 0)
     return Candidates(
         tuple(deployments[i] for i in chosen),
         steps.take(chosen),

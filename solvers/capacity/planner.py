@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,10 +19,11 @@ from qplan.models.serving import LoadedReplicas
 from qplan.models.sharing import SharingModel
 from qplan.solvers.capacity.ask import CapacityAsk
 from qplan.solvers.capacity.candidates import Candidates, candidates
-from qplan.solvers.capacity.obstacles import inventory_obstacle
 from qplan.solvers.capacity.problem import CapacityProblem, CapacityResult
 from qplan.solvers.capacity.solve import solve_capacity
-from qplan.solvers.capacity.why import Explanation, explained
+
+if TYPE_CHECKING:
+    from qplan.solvers.capacity.why import Explanation
 
 DEFAULT_TIME_LIMIT_S = 20.0
 
@@ -79,6 +80,8 @@ def solved(ask: CapacityAsk, found: Candidates, *, solver: str, time_limit_s: fl
     problem = capacity_problem(ask, found)
     result = solve_capacity(problem, backend=solver, time_limit_s=time_limit_s)
     if result.status == "infeasible":
+        from qplan.solvers.capacity.obstacles import inventory_obstacle
+
         raise inventory_obstacle(ask, problem, solver)
     if result.status == "no-solution":
         raise out_of_time(solver, time_limit_s)
@@ -96,9 +99,12 @@ def out_of_time(solver: str, time_limit_s: float) -> InfeasibleError:
 
 def answered(ask: CapacityAsk, found: Candidates, result: CapacityResult, *, solver: str, why: bool) -> Answer:
     """Say what the fleet of `result` is and does, and, if asked, why it is as it is."""
-    problem = capacity_problem(ask, found)
-    explanation = explained(problem, result, found.rejected, solver) if why else None
-    return Answer(_plan(ask, found, result), explanation)
+    plan = _plan(ask, found, result)
+    if not why:
+        return Answer(plan)
+    from qplan.solvers.capacity.why import explained
+
+    return Answer(plan, explained(capacity_problem(ask, found), result, found.rejected, solver))
 
 
 def capacity_problem(ask: CapacityAsk, found: Candidates) -> CapacityProblem:

@@ -25,7 +25,8 @@ def undominated(problem: CapacityProblem, *, by_quality: bool) -> NDArray[np.int
     kept: NDArray[np.bool_] = np.asarray((capacity > 0).any(0))
     for d in np.flatnonzero(kept)[::-1]:
         rivals = kept & (problem.gpu_type == problem.gpu_type[d]) & (gpus <= gpus[d]) & (cost <= cost[d])
-        left = np.setdiff1d(np.flatnonzero(rivals), [d])
+        rivals[d] = False
+        left = np.flatnonzero(rivals)
         affordable = np.full(len(left), np.inf)
         np.divide(cost[d] * (1 + 1e-12), cost[left], out=affordable, where=cost[left] > 0)
         stand_ins = np.floor(np.minimum(gpus[d] / gpus[left], affordable))

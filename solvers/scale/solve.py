@@ -42,20 +42,6 @@ _NARROWING = 0.6
 _ROUNDS = ((20, 10, 0.3, 400), (60, 25, 0.5, 20_000), (EVERY, EVERY, 1.0, EVERY))
 
 
-#: Continuous columns from which on a backend by itself takes longer.
-_LARGE = 120
-
-
-def minimise(program: MatrixProgram, backend: SolverBackend, *, time_limit_s: float, mip_gap: float) -> Solution:
-    """Minimise a program: a large one with whole columns at scale, any other by the backend as it is.
-
-    Parameters and answer are those of :func:`solve_at_scale`.
-    """
-    if program.integer.any() and np.count_nonzero(~program.integer) > _LARGE:
-        return solve_at_scale(program, backend=backend, time_limit_s=time_limit_s, mip_gap=mip_gap)
-    return backend.solve(program, time_limit_s=time_limit_s, mip_gap=mip_gap)
-
-
 def solve_at_scale(
     program: MatrixProgram,
     *,

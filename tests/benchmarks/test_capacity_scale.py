@@ -21,7 +21,7 @@ from qplan.solvers.backends import MatrixProgram, open_backend
 from qplan.solvers.backends.contract import feasible_point
 from qplan.solvers.fleet.problem import FleetProblem
 from qplan.solvers.fleet.solve import solve_fleet
-from qplan.solvers.scale import solve_at_scale
+from qplan.solvers.scale.solve import solve_at_scale
 
 INSTANCES = Path(__file__).parents[2] / "../shared/bench/capacity_instances.py"
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qplan.solvers import scale as at_scale
 from qplan.solvers.fleet import solve
 from qplan.solvers.fleet.problem import FleetProblem
 from qplan.solvers.fleet.prune import undominated
 from qplan.solvers.fleet.solve import solve_fleet
-from qplan.solvers.scale import solve as at_scale
 
 REFERENCE = Path(__file__).parents[1] / "solvers" / "fleet" / "fleet_reference.py"
 

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qplan.solvers.backends import MatrixProgram, open_backend
-from qplan.solvers.scale import solve_at_scale
+from qplan.solvers.scale.solve import solve_at_scale
 
 Floats = NDArray[np.float64]
 

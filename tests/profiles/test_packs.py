@@ -70,6 +70,21 @@ def test_folders_of_the_machine_that_measured_stay_there(tmp_path: Path, rows_at
     assert written == [json.dumps(["python", "--model", "w.gguf", "--route", "/"]), "by hand", None]
 
 
+def test_rows_of_a_model_need_not_stand_together(tmp_path: Path, rows_at: Rows) -> None:
+    pieces = [rows_at(float(n), model=f"model-{n % 3}") for n in range(1, 10)]
+    write_pack(tmp_path / "mixed.parquet", CARD, pa.concat_tables(pieces))
+    found = read_pack(tmp_path / "mixed.parquet", models=["model-0", "model-2"], columns=["offered_qps"])
+    assert found.table["offered_qps"].to_pylist() == [2.0, 3.0, 5.0, 6.0, 8.0, 9.0]
+
+
+def test_a_shipped_pack_as_stored_says_the_same() -> None:
+    columns = ("model", "quantization", "tp", "phase", "input_tokens", "step_time_s")
+    plain = read_pack("trtllm-composed", ["llama-2-7b"], columns).table
+    stored = read_pack("trtllm-composed", ["llama-2-7b"], columns, as_stored=True).table
+    assert pa.types.is_dictionary(stored.schema.field("phase").type)
+    assert {name: stored[name].to_pylist() for name in columns} == {name: plain[name].to_pylist() for name in columns}
+
+
 def test_models_and_columns_can_be_chosen(file: Path) -> None:
     pack = read_pack(file, models=["Llama-2-7B"], columns=["offered_qps", "itl_p50_s"])
     assert pack.table.to_pylist() == [{"offered_qps": 1.0, "itl_p50_s": None}]

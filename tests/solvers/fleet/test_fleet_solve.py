@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qplan.core.errors import InputError
+from qplan.solvers import scale as at_scale
 from qplan.solvers.backends import open_backend
 from qplan.solvers.fleet import solve
 from qplan.solvers.fleet.problem import FleetProblem, FleetResult
 from qplan.solvers.fleet.search import weighing
 from qplan.solvers.fleet.solve import solve_fleet
 from qplan.solvers.fleet.spare import reinforced, with_runs
-from qplan.solvers.scale import solve as at_scale
 
 
 def one_class(capacity: list[float], price: list[float], **other: Any) -> FleetProblem:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from qplan.core.errors import InputError
+from qplan.solvers import scale
 from qplan.solvers.backends import MatrixProgram, Solution, open_backend
 from qplan.solvers.backends.contract import feasible_point
-from qplan.solvers.scale import minimise, relaxation, solve_at_scale
+from qplan.solvers.scale import minimise, relaxation
 from qplan.solvers.scale import solve as scale_solve
 from qplan.solvers.scale.relaxation import relax
+from qplan.solvers.scale.solve import solve_at_scale
 from qplan.solvers.scale.structure import read_structure
 
 RandomFleet = Callable[[int], MatrixProgram]
@@ -179,7 +181,7 @@ def test_only_large_programs_with_whole_columns_are_solved_at_scale(
 
     monkeypatch.setattr(scale_solve, "solve_at_scale", recorded)
     small = minimise(program, highs, time_limit_s=20, mip_gap=0.0)
-    monkeypatch.setattr(scale_solve, "_LARGE", 0)
+    monkeypatch.setattr(scale, "_LARGE", 0)
     linear = replace(program, integer=np.zeros_like(program.integer))
     relaxed = minimise(linear, highs, time_limit_s=20, mip_gap=0.0)
     assert not called
