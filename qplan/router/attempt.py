@@ -72,7 +72,9 @@ async def attempt(flight: Flight, limits: Limits) -> Reply:
     ask, replica = flight.ask, flight.replica
     body = ask.for_model(replica.address.model) if replica.address.model else ask.body
     try:
-        await replica.upstream.post(ask.path, body, flight, stream=ask.stream, connect_s=limits.connect)
+        await replica.upstream.post(
+            ask.path, body, flight, stream=ask.stream, connect_s=limits.connect, fields=flight.fields
+        )
         return await _answer(flight)
     except ConnectError as error:
         raise AttemptError(str(error), unseen=True) from None

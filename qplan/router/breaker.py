@@ -30,20 +30,25 @@ class Breaker:
         closed ── `trip`: it is gone ──► open ── `mend`: it is there again ──► closed, on its last chance
 
     The pause doubles from 1 s to 30 s with every trial that fails.
+
+    Attributes
+    ----------
+    gone
+        It was tripped, and not mended since.
     """
 
-    __slots__ = ("_failures", "_gone", "_pause_s", "_trial", "_until_s", "state")
+    __slots__ = ("_failures", "_pause_s", "_trial", "_until_s", "gone", "state")
 
     def __init__(self) -> None:
         self.state = Circuit.CLOSED
         self._failures = 0
         self._pause_s = _FIRST_PAUSE_S
         self._until_s = 0.0
-        self._trial = self._gone = False
+        self._trial = self.gone = False
 
     def admits(self, now_s: float) -> bool:
         """Whether a request may be sent now."""
-        if self.state is Circuit.OPEN and not self._gone and now_s >= self._until_s:
+        if self.state is Circuit.OPEN and not self.gone and now_s >= self._until_s:
             self.state = Circuit.HALF_OPEN
         return self.state is Circuit.CLOSED or (self.state is Circuit.HALF_OPEN and not self._trial)
 
@@ -54,7 +59,7 @@ class Breaker:
     def succeed(self) -> None:
         """Take note that a request was answered."""
         self._failures = 0
-        if not self._gone:
+        if not self.gone:
             self.state, self._pause_s, self._trial = Circuit.CLOSED, _FIRST_PAUSE_S, False
 
     def fail(self, now_s: float) -> None:
@@ -72,9 +77,9 @@ class Breaker:
 
     def trip(self) -> None:
         """Open the circuit at once, until it is mended: the replica is gone."""
-        self.state, self._gone, self._trial = Circuit.OPEN, True, False
+        self.state, self.gone, self._trial = Circuit.OPEN, True, False
 
     def mend(self) -> None:
         """Close the circuit if it was tripped: the replica is there again."""
-        if self._gone:
-            self.state, self._gone, self._failures = Circuit.CLOSED, False, _FAILURES - 1
+        if self.gone:
+            self.state, self.gone, self._failures = Circuit.CLOSED, False, _FAILURES - 1

@@ -55,6 +55,11 @@ class Connection(asyncio.Protocol):
         return self._reply.fields
 
     @property
+    def complete(self) -> bool:
+        """Whether the whole reply has come, if not all of it was read yet."""
+        return self._reply.complete
+
+    @property
     def usable(self) -> bool:
         """Whether another request can be sent: the last one is over, and the connection stayed."""
         reply = self._reply

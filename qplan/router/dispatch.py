@@ -13,8 +13,8 @@ from dataclasses import replace
 from qplan.core.policy import Policy
 from qplan.router.asking import Ask, AskError
 from qplan.router.breaker import Circuit
-from qplan.router.metrics import AWAKE, IN_FLIGHT, PREDICTED_ENERGY, UP, WAITING, Metrics
-from qplan.router.replicas import Flight, Replica
+from qplan.router.metrics import AWAKE, IN_FLIGHT, PREDICTED_ENERGY, RESTING, UP, WAITING, Metrics
+from qplan.router.replicas import Flight, Replica, Rest
 from qplan.router.settings import Limits, Settings
 from qplan.solvers.routing.online import OnlineRule, Request
 
@@ -34,11 +34,18 @@ class Dispatcher:
         What it follows until :meth:`apply` hands it others.
     processes
         Processes of this router: each sees that part of the load.
+
+    Attributes
+    ----------
+    classes
+        Names of the classes of requests; one that names none is of the first.
+    models
+        Models that clients can ask for: the policy's name, and those of the replicas.
     """
 
     def __init__(self, policy: Policy, settings: Settings, metrics: Metrics, processes: int = 1) -> None:
         self._metrics = metrics
-        self._processes = processes
+        self.processes = processes
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._deferred = 0
         self._sessions: OrderedDict[str, tuple[Replica, int]] = OrderedDict()
@@ -51,20 +58,9 @@ class Dispatcher:
         self.apply(policy, settings)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes of requests; one that names none is of the first."""
-        return tuple(one.name for one in self.policy.classes)
-
-    @property
     def waiting(self) -> int:
         """Requests that wait for a replica."""
         return self._deferred + sum(map(len, self._waiting.values()))
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Models that clients can ask for: the policy's name, and those of the replicas."""
-        names = [group.model for group in self.policy.groups]
-        return tuple(dict.fromkeys((*names, *(one.address.model for one in self.replicas if one.address.model))))
 
     def flights(self) -> list[Flight]:
         """Return what is under way, at replicas that left the fleet, too."""
@@ -73,7 +69,7 @@ class Dispatcher:
 
     def serves(self, model: str) -> bool:
         """Whether a client may ask for this model; where a replica did not say its name for it, the replica decides."""
-        return not model or model in self.models or not all(replica.address.model for replica in self.replicas)
+        return not model or model in self.models or self._any_model
 
     def apply(self, policy: Policy, settings: Settings) -> list[Replica]:
         """Take on a policy and a fleet; return the replicas that are new.
@@ -96,8 +92,12 @@ class Dispatcher:
             replica.upstream.close()
             self._metrics.forget(replica=replica.name)
         if not hasattr(self, "policy") or policy != self.policy:
-            self._rule = OnlineRule(_shared(policy, self._processes))
+            self._rule = OnlineRule(_shared(policy, self.processes), _midnight_s())
         self.policy, self.limits = policy, settings.limits
+        self.classes = tuple(one.name for one in policy.classes)
+        named = [replica.address.model for replica in self.replicas]
+        self.models = tuple(dict.fromkeys((*(group.model for group in policy.groups), *filter(None, named))))
+        self._any_model = not all(named)
         self.wake()
         return new
 
@@ -146,6 +146,12 @@ class Dispatcher:
         self._ended_s = now_s
         self.wake()
 
+    def unanswered(self, flight: Flight) -> None:
+        """Take note that a replica gave no answer, or that nobody waits for it any more: it has served nobody."""
+        if flight.rule is self._rule:  # not one that a reload has replaced
+            flight.rule.take_back(flight.request.request_class, flight.replica.state)
+        self.ended(flight)
+
     def learn(self, flight: Flight, prompt_tokens: int, ttft_s: float, tpot_s: float | None) -> None:
         """Correct predictions by a request that was answered."""
         self._rule.observe(flight.replica.state, flight.choice, ttft_s, tpot_s)
@@ -162,7 +168,7 @@ class Dispatcher:
     def untried(self, tried: Collection[Replica]) -> bool:
         """Whether there is a replica that may be asked and was not yet."""
         now_s = time.monotonic()
-        return any(replica not in tried and replica.breaker.admits(now_s) for replica in self.replicas)
+        return any(replica not in tried and replica.serves(now_s) for replica in self.replicas)
 
     def wake(self) -> None:
         """Let the first that waits of each class ask again."""
@@ -180,9 +186,11 @@ class Dispatcher:
             labels = {"replica": replica.name, "group": replica.address.group}
             self._metrics.set(IN_FLIGHT, len(replica.flights), **labels)
             self._metrics.set(UP, float(replica.breaker.state is Circuit.CLOSED), **labels)
+            if replica.address.sleep is not None:
+                self._metrics.set(RESTING, float(replica.rest is not Rest.AWAKE), **labels)
         self._metrics.set(WAITING, self.waiting)
         for group, count in zip(self.policy.groups, self._rule.awake(time.monotonic()), strict=True):
-            self._metrics.set(AWAKE, count / self._processes, group=group.name)
+            self._metrics.set(AWAKE, count / self.processes, group=group.name)
 
     def _chosen(
         self, ask: Ask, request_class: str, arrived_s: float, tried: Collection[Replica], *, counted: bool
@@ -198,7 +206,7 @@ class Dispatcher:
             return None, choice.wait_s
         replica = replicas[choice.replica]
         self._metrics.add(PREDICTED_ENERGY, choice.energy_j, replica=replica.name, group=replica.address.group)
-        return replica.begin(ask, request, choice), None
+        return replica.begin(ask, request, choice, self._rule), None
 
     def _candidates(self, now_s: float, tried: Collection[Replica]) -> list[Replica]:
         admitted = [replica for replica in self.replicas if replica.admits(now_s)]
@@ -258,8 +266,18 @@ class Dispatcher:
         return AskError(503, "no replica is available", "no_replica")
 
 
+def _midnight_s() -> float:
+    """Return when the day began by local time, on :func:`time.monotonic`: there begin the periods of a policy."""
+    now = time.localtime()
+    return time.monotonic() - (3600 * now.tm_hour + 60 * now.tm_min + now.tm_sec)
+
+
 def _shared(policy: Policy, processes: int) -> Policy:
     """Return the policy for one of several processes, each of which sees its part of the load."""
     if processes == 1:
         return policy
-    return replace(policy, levels=tuple(replace(level, load_qps=level.load_qps / processes) for level in policy.levels))
+    return replace(
+        policy,
+        levels=tuple(replace(level, load_qps=level.load_qps / processes) for level in policy.levels),
+        standby=tuple(replace(one, load_qps=one.load_qps / processes) for one in policy.standby),
+    )

@@ -13,6 +13,7 @@ import orjson
 
 _LONGEST_EVENT = 2**22
 _FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")
+_ERRORS = (b'{"error"', b'{"object":"error"')
 _USAGE = b'"completion_tokens"'
 
 
@@ -64,6 +65,11 @@ class Events:
         """
         if self.broken is not None:
             return b""
+        if not self._rest and self._is_plain(data):
+            self.count += 1
+            if _USAGE in data:
+                self._count(data[6:-2])
+            return data
         unread = max(0, len(self._rest) - 3)  # before it no event ends
         if self._rest:
             data = self._rest + data
@@ -84,6 +90,12 @@ class Events:
             self.broken, self._rest = error, b""
             return whole[:good_bytes] if text is whole else b""
         return whole
+
+    @staticmethod
+    def _is_plain(data: bytes) -> bool:
+        """Whether these bytes are one whole event with a document in one line, as nearly all that come are."""
+        ends = data[-3:] == b"}\n\n" and data.find(b"\n") == len(data) - 2
+        return ends and data[:7] == b"data: {" and not data.startswith(_ERRORS, 6)
 
     def _check_rest(self) -> None:
         if len(self._rest) > _LONGEST_EVENT:
@@ -108,7 +120,7 @@ class Events:
         if payload[:1] != b"{" or payload[-1:] != b"}":
             raise StreamError("an event without JSON")
         self.count += 1
-        if payload.startswith((b'{"error"', b'{"object":"error"')):
+        if payload.startswith(_ERRORS):
             self.error = _error_text(payload)
         elif _USAGE in payload:
             self._count(payload)

@@ -10,7 +10,7 @@ from qplan.measure.load.http1 import HttpError
 from qplan.router.breaker import Circuit
 from qplan.router.dispatch import Dispatcher
 from qplan.router.logs import Log
-from qplan.router.replicas import Flight, Replica
+from qplan.router.replicas import Flight, Replica, Rest
 
 _MISSED = 2
 _LEAST_TIMEOUT_S = 1.0
@@ -24,6 +24,10 @@ async def watch(replica: Replica, dispatcher: Dispatcher, log: Log) -> None:
     """
     missed, says_state = 0, True
     while not replica.leaving:
+        if replica.rest in (Rest.ASLEEP, Rest.WAKING):  # not expected to answer
+            missed = 0
+            await asyncio.sleep(dispatcher.limits.health)
+            continue
         timeout_s = max(dispatcher.limits.health, _LEAST_TIMEOUT_S)
         why = await _check(replica, timeout_s)
         before = replica.breaker.state
@@ -96,4 +100,6 @@ async def _ask_engine(replica: Replica, timeout_s: float) -> bool:
 
 def standing(replica: Replica) -> str:
     """Return in a word how a replica is."""
+    if replica.rest is not Rest.AWAKE:
+        return replica.rest
     return {Circuit.CLOSED: "up", Circuit.OPEN: "down", Circuit.HALF_OPEN: "on trial"}[replica.breaker.state]

@@ -37,6 +37,7 @@ _REST_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
+    request_class: str
     choice: Choice
     state: ReplicaState
     tokens: float
@@ -98,7 +99,7 @@ class PolicyRouting:
             await asyncio.sleep(choice.wait_s)  # a class that may wait for a better time
         if choice.replica is None:
             return healthy_deployments
-        metadata[TICKET] = self._begin(choice, states[choice.replica], request.input_tokens)
+        metadata[TICKET] = self._begin(request, choice, states[choice.replica])
         given["metadata"] = metadata
         return [known[choice.replica]]
 
@@ -130,6 +131,7 @@ class PolicyRouting:
         """Take note that a request failed: LiteLLM's next try is for another deployment."""
         flight = self._end(kwargs)
         if flight is not None:
+            self._rule.take_back(flight.request_class, flight.state)
             self._rests_until_s[id(flight.state)] = self._clock() + _REST_S
 
     def _states_of(self, deployments: Sequence[Any]) -> list[ReplicaState]:
@@ -145,15 +147,15 @@ class PolicyRouting:
                 state.up = True
         return states
 
-    def _begin(self, choice: Choice, state: ReplicaState, tokens: int) -> str:
+    def _begin(self, request: Request, choice: Choice, state: ReplicaState) -> str:
         now_s = self._clock()
         while self._flights:  # of clients that went away LiteLLM may say nothing
             ticket, oldest = next(iter(self._flights.items()))
             if now_s - oldest.began_s < _FORGOTTEN_S:
                 break
             self._land(self._flights.pop(ticket))
-        ticket = str(next(self._tickets))
-        self._flights[ticket] = _Flight(choice, state, float(tokens), now_s)
+        ticket, tokens = str(next(self._tickets)), float(request.input_tokens)
+        self._flights[ticket] = _Flight(request.request_class, choice, state, tokens, now_s)
         state.in_flight += 1
         state.waiting_tokens += tokens
         state.held_tokens += choice.expected_tokens

@@ -39,9 +39,24 @@ REQUESTS = Family("qplan_router_requests_total", "counter", "Requests that are o
 ATTEMPTS = Family("qplan_router_attempts_total", "counter", "Requests sent to a replica, by what came of it.")
 TOKENS = Family("qplan_router_tokens_total", "counter", "Tokens of requests that were answered.")
 PREDICTED_ENERGY = Family(
-    "qplan_router_predicted_energy_joules_total", "counter", "Energy that the policy expects of what was dispatched."
+    "qplan_router_predicted_energy_joules_total",
+    "counter",
+    "Energy above idle that the policy expects of what was dispatched.",
 )
+PREDICTED_IDLE = Family(
+    "qplan_router_predicted_idle_watts", "gauge", "Power that the policy expects of a replica that serves nothing."
+)
+ENERGY = Family(
+    "qplan_router_energy_joules_total", "counter", "Energy that a replica's GPUs took, idle and all, since (NVML)."
+)
+POWER = Family("qplan_router_power_watts", "gauge", "Power of a replica's GPUs now (NVML).")
 AWAKE = Family("qplan_router_awake_wanted", "gauge", "Replicas of a group that the policy wants awake at this load.")
+RESTING = Family(
+    "qplan_router_replica_resting", "gauge", "Processes of the router that send nothing to a replica: it is to sleep."
+)
+SLEEP_ORDERS = Family(
+    "qplan_router_sleep_orders_total", "counter", "Orders to sleep and to wake, by what came of them."
+)
 RELOADS = Family("qplan_router_reloads_total", "counter", "Reloads of policy and fleet, by what came of them.")
 IN_FLIGHT = Family("qplan_router_in_flight", "gauge", "Requests under way at a replica.")
 WAITING = Family("qplan_router_waiting", "gauge", "Requests that wait for a replica.")
@@ -54,7 +69,8 @@ HELD = Family("qplan_router_held_seconds", "histogram", "From a request's arriva
 TTFT_RATIO = Family("qplan_router_ttft_observed_ratio", "histogram", "Observed TTFT over the predicted.", _RATIOS)
 TPOT_RATIO = Family("qplan_router_tpot_observed_ratio", "histogram", "Observed TPOT over the predicted.", _RATIOS)
 FAMILIES = (
-    REQUESTS, ATTEMPTS, TOKENS, PREDICTED_ENERGY, RELOADS, IN_FLIGHT, WAITING, CONNECTIONS, UP, AWAKE,
+    REQUESTS, ATTEMPTS, TOKENS, PREDICTED_ENERGY, PREDICTED_IDLE, ENERGY, POWER, RELOADS, IN_FLIGHT, WAITING,
+    CONNECTIONS, UP, AWAKE, RESTING, SLEEP_ORDERS,
     TTFT, TPOT, E2E, HELD, TTFT_RATIO, TPOT_RATIO,
 )  # fmt: skip
 
@@ -96,6 +112,12 @@ class Metrics:
         """Drop the gauges with these labels: of a replica that left the fleet."""
         wanted, gauges = set(labels.items()), {family.name for family in FAMILIES if family.kind == "gauge"}
         for key in [key for key in self._values if key[0] in gauges and wanted <= set(key[1])]:
+            del self._values[key]
+
+    def drop(self, family: Family, **labels: str) -> None:
+        """Drop the series of one family with these labels: what is not known any more is not told."""
+        wanted = set(labels.items())
+        for key in [key for key in self._values if key[0] == family.name and wanted <= set(key[1])]:
             del self._values[key]
 
     def samples(self) -> list[Sample]:

@@ -24,14 +24,18 @@ from qplan.measure.load.http1 import HttpError
 from qplan.router.answers import json_answer, refusal
 from qplan.router.asking import AskError
 from qplan.router.dispatch import Dispatcher
+from qplan.router.energy import observe
 from qplan.router.files import read_policy
 from qplan.router.front import Front
 from qplan.router.health import standing, sweep, watch
 from qplan.router.logs import Log
-from qplan.router.metrics import CONNECTIONS, RELOADS, Metrics, merge, render
+from qplan.router.metrics import CONNECTIONS, PREDICTED_IDLE, RELOADS, Metrics, Sample, merge, render
 from qplan.router.proxy import Proxy
+from qplan.router.replicas import Replica, Rest
 from qplan.router.settings import Settings, read_settings
 from qplan.router.siblings import collect, share
+from qplan.router.sleeping import Sleeper, follow, learn
+from qplan.router.tracing import tracing
 
 _LOOK_S = 1.0
 _BACKLOG = 4096
@@ -84,7 +88,8 @@ class Process:
             "/health": self._health,
             "/metrics": self._prometheus,
         }
-        self.proxy = Proxy(self.dispatcher, self.metrics, log, settings.keys, routes)
+        self._tracing = tracing(log, number)
+        self.proxy = Proxy(self.dispatcher, self.metrics, log, settings.keys, routes, self._tracing)
         self._front: Front
         self._tasks: set[asyncio.Task[None]] = set()
         self._files = _signature(serving)
@@ -97,6 +102,7 @@ class Process:
         self._front = Front(self.proxy, self.dispatcher.limits, self._log)
         runner = web.ServerRunner(self._front, shutdown_timeout=1.0)
         await runner.setup()
+        await learn(self.dispatcher.replicas, serving.folder)
         site = web.TCPSite(
             runner, serving.host, serving.port, backlog=_BACKLOG, reuse_port=serving.processes > 1 or None
         )
@@ -109,11 +115,18 @@ class Process:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to pass on
         self._spawn(sweep(self.dispatcher))
         self._spawn(self._look(stop))
+        if self._number == 0:
+            sleeper = Sleeper(self.dispatcher, self.metrics, self._log, serving.folder, self._all_samples)
+            self._spawn(sleeper.run())
+            self._spawn(observe(self.dispatcher, self.metrics, self._log))
+        else:
+            self._spawn(follow(self.dispatcher, serving.folder))
         for replica in self.dispatcher.replicas:
             self._spawn(watch(replica, self.dispatcher, self._log))
         shared = await share(serving.folder, self._number, self._samples) if serving.folder else None
         gc.collect()
         gc.freeze()  # what is there now stays; the collector need not look through it in mid-stream
+        gc.set_threshold(10_000, 20, 20)  # requests leave hardly a cycle behind; memory is bounded by the limits
         self._log.write("listening", url=f"http://{serving.host}:{runner.addresses[0][1]}", pid=os.getpid())
         await stop.wait()
         await self._drain(site)
@@ -122,6 +135,8 @@ class Process:
         for task in self._tasks:
             task.cancel()
         await runner.cleanup()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def reload(self) -> None:
         """Take on what the files say now."""
@@ -132,11 +147,18 @@ class Process:
             self._log.write("reload", outcome="refused", reason=str(error))
             self.metrics.add(RELOADS, outcome="refused")
             return
-        for replica in self.dispatcher.apply(policy, settings):
+        new = self.dispatcher.apply(policy, settings)
+        self._spawn(self._join(new))
+        for replica in new:
             self._spawn(watch(replica, self.dispatcher, self._log))
         self.proxy.keys = settings.keys
         self._log.write("reload", outcome="done", replicas=len(settings.replicas), policy=policy.name)
         self.metrics.add(RELOADS, outcome="done")
+
+    async def _join(self, new: list[Replica]) -> None:
+        """Find out which replicas that a reload brought are awake."""
+        await learn(new, self._serving.folder)
+        self.dispatcher.wake()
 
     async def _drain(self, site: web.TCPSite) -> None:
         """Take nothing new, and wait for what is under way; what lasts too long ends with an error event."""
@@ -176,13 +198,23 @@ class Process:
 
     def _samples(self) -> bytes:
         self.dispatcher.measure()
+        if self._number == 0:  # the others would add to it
+            for replica in self.dispatcher.replicas:
+                group = self.dispatcher.policy.groups[replica.state.group]
+                watts = group.asleep_w if replica.rest is Rest.ASLEEP else group.idle_w
+                if watts is not None:
+                    self.metrics.set(PREDICTED_IDLE, watts, replica=replica.name, group=group.name)
         self.metrics.set(CONNECTIONS, self._front.open)
         return orjson.dumps(self.metrics.samples())
 
-    async def _prometheus(self, _request: web.BaseRequest) -> web.StreamResponse:
+    async def _all_samples(self) -> list[Sample]:
         own = orjson.loads(self._samples())
         others = await collect(self._serving.folder, self._number) if self._serving.folder else []
-        return web.Response(body=render(merge([own, *others])).encode(), headers={"Content-Type": _PROMETHEUS})
+        return merge([own, *others])
+
+    async def _prometheus(self, _request: web.BaseRequest) -> web.StreamResponse:
+        text = render(await self._all_samples())
+        return web.Response(body=text.encode(), headers={"Content-Type": _PROMETHEUS})
 
     async def _health(self, _request: web.BaseRequest) -> web.StreamResponse:
         replicas = {replica.name: standing(replica) for replica in self.dispatcher.replicas}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -20,6 +20,7 @@ from qplan.router.logs import Log
 from qplan.router.metrics import ATTEMPTS, E2E, HELD, REQUESTS, TOKENS, TPOT, TPOT_RATIO, TTFT, TTFT_RATIO, Metrics
 from qplan.router.replicas import Flight, Replica
 from qplan.router.settings import ApiKeys
+from qplan.router.tracing import Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,6 +47,10 @@ class Record:
         ``ok``; ``status`` (a replica's refusal, passed on); ``broken`` (failed after its first event, ended with an
         error event); ``failed`` (no replica answered); ``shed`` (429); ``unavailable`` (503); ``refused`` (not a
         request that is served); ``left`` (its client went away).
+    flight
+        Its latest.
+    span, fields
+        Its span, where spans are made, and the header fields that carry it.
     """
 
     arrived_s: float
@@ -55,6 +60,13 @@ class Record:
     replica: str = ""
     reason: str = ""
     attempts: int = 0
+    flight: Flight | None = None
+    span: Any = None
+    fields: bytes = b""
+
+
+class _Streamed(web.StreamResponse):
+    _send_headers_immediately = False  # the first event is there already, and goes out with them
 
 
 class Proxy:
@@ -64,6 +76,8 @@ class Proxy:
     ----------
     extra
         Answers on other routes, by path: health, metrics, models.
+    tracing
+        Makes spans of requests; ``None``: there are none.
     """
 
     def __init__(
@@ -73,12 +87,13 @@ class Proxy:
         log: Log,
         keys: ApiKeys,
         extra: dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]],
+        tracing: Tracing | None = None,
     ) -> None:
         self.keys = keys
         self.draining = False
         self.admission = Admission()
         self._dispatcher, self._metrics, self._log = dispatcher, metrics, log
-        self._extra = extra
+        self._extra, self._tracing = extra, tracing
         self._open: set[Record] = set()
 
     @property
@@ -105,6 +120,8 @@ class Proxy:
 
     async def _complete(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         record = Record(time.perf_counter())
+        if self._tracing is not None:
+            record.span, record.fields = self._tracing.begin(path, request.headers)
         self._open.add(record)
         try:
             return await self._answered(request, path, record)
@@ -162,7 +179,7 @@ class Proxy:
         while True:
             flight = await dispatcher.pick(ask, request_class, arrived_s, tried)
             replica, keep = flight.replica, False
-            record.replica = replica.name
+            record.replica, record.flight, flight.fields = replica.name, flight, record.fields
             if not record.attempts:
                 self._metrics.observe(HELD, time.perf_counter() - record.arrived_s)
             try:
@@ -186,7 +203,7 @@ class Proxy:
                 if not keep:
                     if flight.first_s == 0.0:
                         replica.breaker.forget()
-                    dispatcher.ended(flight)
+                    dispatcher.unanswered(flight)
 
     def _blame(self, replica: Replica, failure: AttemptError) -> None:
         now_s, before = time.monotonic(), replica.breaker.state
@@ -214,7 +231,7 @@ class Proxy:
             if reply.status == 200:
                 self._answer_done(flight, labels, record)
             return web.Response(status=reply.status, headers=fields, body=reply.body)
-        response = web.StreamResponse(status=reply.status, headers=fields)
+        response = _Streamed(status=reply.status, headers=fields)
         flight.client = request.transport
         await response.prepare(request)
         try:
@@ -242,17 +259,24 @@ class Proxy:
         chunked, streamed = response.headers.get("Transfer-Encoding") == "chunked", flight.ask.stream
         now = time.perf_counter
 
+        last = b""
+
         def pass_on(piece: bytes) -> bool:
+            nonlocal last
             flight.last_s = now()
             data = events.feed(piece) if streamed else piece
-            if data:
+            if data and connection.complete and events.broken is None:
+                last += data  # goes out together with the end
+            elif data:
                 client.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
             if events.broken is not None:
                 raise events.broken
             return client.get_write_buffer_size() < _MOST_UNREAD_BYTES
 
-        if first:
-            await response.write(first)
+        assert first  # what follows does not go through `response`, which holds the head back until now
+        flight.writing = True
+        await response.write(first)
+        flight.writing = False
         if events.broken is not None:
             raise events.broken
         while not await connection.pour(pass_on):
@@ -260,10 +284,11 @@ class Proxy:
             while client.get_write_buffer_size() > _MOST_UNREAD_BYTES / 2:
                 await asyncio.sleep(_UNREAD_S)
             flight.writing = False
-        if events.held:
-            await response.write(events.held)
+        flight.writing = True
         if events.error:
+            await response.write(last + events.held)
             raise StreamError(events.error)
+        await response.write_eof(last + events.held)
 
     async def _end_broken(self, response: web.StreamResponse, flight: Flight, reason: str) -> None:
         """End a stream that cannot go on, so that the client knows."""
@@ -296,6 +321,8 @@ class Proxy:
 
     def _account(self, record: Record) -> None:
         self._metrics.add(REQUESTS, outcome=record.outcome)
+        if self._tracing is not None:
+            self._tracing.end(record.span, record)
         self._log.write(
             "request",
             outcome=record.outcome,

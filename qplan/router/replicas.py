@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from qplan.measure.load.http1 import HttpError
 from qplan.router.asking import Ask
@@ -13,7 +14,16 @@ from qplan.router.connection import Connection
 from qplan.router.events import Events
 from qplan.router.settings import ReplicaAddress
 from qplan.router.upstream import Upstream
-from qplan.solvers.routing.online import Choice, ReplicaState, Request
+from qplan.solvers.routing.online import Choice, OnlineRule, ReplicaState, Request
+
+
+class Rest(StrEnum):
+    """Whether a replica is awake; nothing is sent to one that is not."""
+
+    AWAKE = "awake"
+    DRAINING = "draining"
+    ASLEEP = "asleep"
+    WAKING = "waking"
 
 
 @dataclass(slots=True, eq=False)
@@ -24,18 +34,23 @@ class Flight:
     ----------
     choice
         Why it is there: what the policy expects of it.
+    rule
+        Which chose, and keeps the ledgers; a reload brings another.
     waiting_tokens
         Prompt tokens that have yet to be worked off before its first token.
     first_s, last_s
         When its first event and its latest bytes came; 0 before.
     writing
         Whether the client is waited for, to read what came.
+    fields
+        Header fields that go to the replica beside its own.
     """
 
     ask: Ask
     replica: Replica
     request: Request
     choice: Choice
+    rule: OnlineRule
     sent_s: float
     waiting_tokens: float
     first_s: float = 0.0
@@ -44,6 +59,7 @@ class Flight:
     connection: Connection | None = None
     events: Events = field(default_factory=Events)
     client: asyncio.Transport | None = None
+    fields: bytes = b""
 
 
 class Replica:
@@ -57,6 +73,8 @@ class Replica:
         Requests under way there.
     leaving
         It was taken out of the fleet; nothing more is sent there.
+    rest
+        Whether it is awake.
     """
 
     def __init__(self, address: ReplicaAddress, group: int) -> None:
@@ -66,6 +84,7 @@ class Replica:
         self.state = ReplicaState(group=group)
         self.flights: set[Flight] = set()
         self.leaving = False
+        self.rest = Rest.AWAKE if address.sleep is None else Rest.WAKING  # until it is known
         self.others = 0
 
     @property
@@ -75,12 +94,16 @@ class Replica:
 
     def admits(self, now_s: float) -> bool:
         """Whether a request may be sent there now."""
-        return not self.leaving and self.breaker.admits(now_s) and len(self.flights) < self.address.in_flight
+        return self.serves(now_s) and len(self.flights) < self.address.in_flight
 
-    def begin(self, ask: Ask, request: Request, choice: Choice) -> Flight:
+    def serves(self, now_s: float) -> bool:
+        """Whether a request may be sent there once there is room."""
+        return self.rest is Rest.AWAKE and not self.leaving and self.breaker.admits(now_s)
+
+    def begin(self, ask: Ask, request: Request, choice: Choice, rule: OnlineRule) -> Flight:
         """Take note of a request that is about to be sent there."""
-        cached = request.cached_tokens if request.home is not None else 0
-        flight = Flight(ask, self, request, choice, time.perf_counter(), max(0, request.input_tokens - cached))
+        cached = request.cached_tokens if choice.replica == request.home else 0
+        flight = Flight(ask, self, request, choice, rule, time.perf_counter(), max(0, request.input_tokens - cached))
         self.flights.add(flight)
         self.breaker.begin()
         self.state.in_flight += 1

@@ -10,6 +10,13 @@
         model: llama-3.1-8b-instruct       # its name for the model, where that is not the one clients ask for
         api_key_env: A100_KEY              # environment variable with the key that it asks for
         in_flight: 64                      # most requests at once
+        gpus: [0, 1]                       # by index or UUID, of a replica on this machine: its energy is measured
+        sleep: vllm                        # let the policy put it to sleep (vllm serve --enable-sleep-mode)
+      - name: a100-1
+        url: https://gpu8.example:8443
+        group: a100-bf16
+        sleep: ssh gpu8 systemctl stop vllm               # or by a command, or by a URL to post to
+        wake: ssh gpu8 systemctl start vllm
     api_keys_file: keys.txt                # one key a line; without it the router asks for none
     limits: {body: 4MiB, queue: 1000, first_token: 60s}
 
@@ -20,6 +27,8 @@ from __future__ import annotations
 
 import hmac
 import os
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -29,9 +38,30 @@ from qplan.core.policy import Policy, PolicyGroup
 from qplan.measure.endpoint import Endpoint
 from qplan.profiles.yamlfile import Entry, read_yaml_file
 
-_REPLICA_KEYS = ("name", "url", "group", "model", "api_key_env", "in_flight")
+_REPLICA_KEYS = ("name", "url", "group", "model", "api_key_env", "in_flight", "gpus", "sleep", "wake")
 _KEYS = ("replicas", "api_keys_file", "limits")
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class SleepOrders:
+    """How a replica is put to sleep and woken.
+
+    Attributes
+    ----------
+    sleep, wake
+        A path of the replica or a whole URL, which are posted to, else a command.
+    asleep
+        Path of the replica that says whether it sleeps; empty where only its health check can tell.
+    """
+
+    sleep: str
+    wake: str
+    asleep: str = ""
+
+
+VLLM = SleepOrders("/sleep?level=1", "/wake_up", "/is_sleeping")
+"""Of vLLM with ``--enable-sleep-mode`` and ``VLLM_SERVER_DEV_MODE=1``: weights in the host's memory, no KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +80,10 @@ class ReplicaAddress:
         Bearer token that it asks for, and the environment variable that holds it.
     in_flight
         Most requests under way there at once.
+    gpus
+        Its GPUs by NVML index or UUID; empty where they are unknown.
+    sleep
+        How it is put to sleep; ``None`` where it is not to be.
     """
 
     name: str
@@ -59,6 +93,8 @@ class ReplicaAddress:
     model: str = ""
     api_key: str | None = field(default=None, repr=False)
     api_key_env: str = ""
+    gpus: tuple[str, ...] = ()
+    sleep: SleepOrders | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +224,39 @@ def _replica(entry: Entry, policy: Policy) -> ReplicaAddress:
     model = known["model"].string() if "model" in known else ""
     # What the engine runs at once, and as much again that waits there: the policy counts both.
     most = known["in_flight"].count(1, 100_000) if "in_flight" in known else 2 * group.max_sequences
-    return ReplicaAddress(known["name"].string(), url, group.name, most, model, key, variable)
+    gpus = tuple(map(_gpu, known["gpus"].listed())) if "gpus" in known else ()
+    name, sleep = known["name"].string(), _sleep(known, entry)
+    return ReplicaAddress(name, url, group.name, most, model, key, variable, gpus, sleep)
+
+
+def _gpu(entry: Entry) -> str:
+    text = entry.string()
+    if not text.isdecimal() and not text.startswith("GPU-"):
+        raise entry.wrong("a GPU's index, or its UUID that begins with GPU-")
+    return text
+
+
+def _sleep(known: Mapping[str, Entry], entry: Entry) -> SleepOrders | None:
+    if "sleep" not in known and "wake" not in known:
+        return None
+    orders = {name: _order(known[name]) for name in ("sleep", "wake") if name in known}
+    if orders == {"sleep": "vllm"}:
+        return VLLM
+    if len(orders) < 2:
+        raise InputError(f"{entry.where}: {next(iter(orders))} alone; expected both sleep and wake, or sleep: vllm")
+    return SleepOrders(**orders)
+
+
+def _order(entry: Entry) -> str:
+    """Return a URL to post to, or a command that can be run."""
+    text = entry.string("vllm, a URL or a command")
+    if text.startswith(("http://", "https://")):
+        return text
+    try:
+        shlex.split(text)
+    except ValueError:
+        raise entry.wrong("a command whose quotes are closed") from None
+    return text
 
 
 def _group(named: Entry | None, entry: Entry, policy: Policy) -> PolicyGroup:

@@ -49,13 +49,17 @@ class Upstream:
         self._idle: list[Connection] = []
         self._heads: dict[tuple[str, bool], bytes] = {}
 
-    async def post(self, path: str, body: bytes, holder: Holder, *, stream: bool, connect_s: float) -> Connection:
+    async def post(
+        self, path: str, body: bytes, holder: Holder, *, stream: bool, connect_s: float, fields: bytes = b""
+    ) -> Connection:
         """Post JSON; return the connection once the head of its reply is read.
 
         Parameters
         ----------
         holder
             Holds the connection from before the request is sent, and gives it to :meth:`release` in any case.
+        fields
+            More header fields, each with its line end.
 
         Raises
         ------
@@ -71,7 +75,7 @@ class Upstream:
                 f"POST {self._prefix}{path}{self._fields}Accept: {kind}\r\n"
                 "Content-Type: application/json\r\nContent-Length: "
             ).encode("latin-1")
-        return await self._ask(b"%b%d\r\n\r\n%b" % (head, len(body), body), holder, connect_s)
+        return await self._ask(b"%b%d\r\n%b\r\n%b" % (head, len(body), fields, body), holder, connect_s)
 
     async def get(self, path: str, *, timeout_s: float, most_bytes: int = 2**22) -> tuple[int, bytes]:
         """Get a whole answer of at most `most_bytes`; return its status and body.
@@ -81,11 +85,24 @@ class Upstream:
         HttpError, OSError, TimeoutError
             There is none, or none in time.
         """
-        request = f"GET {self._prefix}{path}{self._fields}Accept: */*\r\n\r\n".encode("latin-1")
+        return await self._whole(f"GET {self._prefix}{path}{self._fields}Accept: */*\r\n\r\n", timeout_s, most_bytes)
+
+    async def order(self, path: str, *, timeout_s: float) -> int:
+        """Post nothing but the address; return the status of the answer.
+
+        Raises
+        ------
+        HttpError, OSError, TimeoutError
+            There is none, or none in time.
+        """
+        request = f"POST {self._prefix}{path}{self._fields}Accept: */*\r\nContent-Length: 0\r\n\r\n"
+        return (await self._whole(request, timeout_s, 2**16))[0]
+
+    async def _whole(self, request: str, timeout_s: float, most_bytes: int) -> tuple[int, bytes]:
         holder = _Asking()
         try:
             async with asyncio.timeout(timeout_s):
-                connection = await self._ask(request, holder, timeout_s)
+                connection = await self._ask(request.encode("latin-1"), holder, timeout_s)
                 body = b""
                 while data := await connection.read():
                     body += data

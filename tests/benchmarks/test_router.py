@@ -42,6 +42,7 @@ PASSTHROUGH = Path(__file__).parents[1] / "router" / "passthrough.py"
 LITELLM = os.environ.get("QPLAN_LITELLM", "")
 KEY = "sk-0123456789abcdef0123456789abcdef"
 TRIES = 3
+REPORT_S, PATIENCE_S = 30, 120
 FAULTS = ("kill", "freeze", "garbage", "cut", "stalls", "fails", "all")
 
 
@@ -186,18 +187,23 @@ def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requests = int(os.environ.get("QPLAN_FAULT_REQUESTS", "20000"))
     seconds = float(os.environ.get("QPLAN_FAULT_SECONDS", "60"))
     replicas = [Replica(name) for name in ("a", "b", "c")]
-    limits = "limits: {stall: 1s, first_token: 2s, health: 100ms, connect: 1s}\n"
+    # More attempts than replicas: where all are killed at once, one request may see each of them die.
+    limits = "limits: {stall: 1s, first_token: 2s, health: 100ms, connect: 1s, attempts: 6}\n"
     done: Counter[str] = Counter()
     with fleet(tmp_path, replicas, extra=limits, in_flight=8) as router:
         crowd = Crowd(router.url, 16)
 
+        async def report() -> None:
+            while True:
+                await asyncio.sleep(REPORT_S)
+                with capsys.disabled():
+                    print(f"\n  {time.monotonic() - began_s:.0f} s: {crowd.sent} sent, {dict(crowd.ends)}", end="")  # noqa: T201
+
         async def torment() -> None:
-            until_s, number = time.monotonic() + seconds - 5, 0
+            reporting = asyncio.create_task(report())
+            until_s, number = time.monotonic() + seconds, 0
             while time.monotonic() < until_s and crowd.sent < requests:
-                one, kind = (
-                    replicas[number % 3],
-                    ("kill", "freeze", "garbage", "cut", "stalls", "fails", "all")[number % 7],
-                )
+                one, kind = replicas[number % 3], FAULTS[number % len(FAULTS)]
                 number += 1
                 done[kind] += 1
                 if kind == "kill":
@@ -216,16 +222,18 @@ def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
                     await asyncio.sleep(1)
                     await asyncio.to_thread(one.fault, "")
                 await asyncio.sleep(1)
+            reporting.cancel()
 
         before, began_s = router.memory_bytes(), time.monotonic()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(crowd.run(seconds=seconds, requests=requests, during=torment))
+            runner.run(crowd.run(seconds=seconds + PATIENCE_S, requests=requests, during=torment))
         took_s, after, counted = time.monotonic() - began_s, router.memory_bytes(), Counter(router.outcomes())
         wait_for(lambda: ask(router.url)[0] == 200 and "down" not in router.health()["replicas"].values(), 20)
     with capsys.disabled():
         print(  # noqa: T201
-            f"\n{crowd.sent} requests in {took_s:.0f} s through {dict(done)}: {dict(crowd.ends)}; the router counted "
-            f"{dict(counted)}; slowest {crowd.slowest_s:.1f} s; memory {before >> 20} to {after >> 20} MiB"
+            f"\n{crowd.sent} requests in {took_s:.0f} s ({crowd.sent / took_s:.0f}/s) through {dict(done)}: "
+            f"{dict(crowd.ends)}; the router counted {dict(counted)}; slowest {crowd.slowest_s:.1f} s; "
+            f"memory {before >> 20} to {after >> 20} MiB"
         )
     assert sum(crowd.ends.values()) == crowd.sent == sum(counted.values())
     assert set(crowd.ends) <= {"complete", "error event"}

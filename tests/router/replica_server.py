@@ -75,8 +75,15 @@ class Connection(asyncio.Protocol):
             self.whole(503 if server.fault == "sick" else 200, {"status": "ok"})
         elif path == "/metrics":
             self.whole(200, f"vllm:num_requests_running {server.running}\nvllm:num_requests_waiting 0\n")
+        elif path == "/is_sleeping":
+            self.whole(200, {"is_sleeping": server.asleep})
+        elif path in ("/sleep?level=1", "/wake_up") and method == "POST":
+            server.asleep = path != "/wake_up"
+            server.cut_short += server.asleep and server.running
+            self.whole(200, {})
         elif path == "/seen":
             seen = {"count": server.count, "cancelled": server.cancelled, "last": server.last, "head": server.last_head}
+            seen |= {"asleep": server.asleep, "asked_asleep": server.asked_asleep, "cut_short": server.cut_short}
             self.whole(200, seen)
         elif path == "/fault" and method == "POST":
             server.fault = body.decode()
@@ -94,6 +101,7 @@ class Connection(asyncio.Protocol):
         chat = path.endswith("chat/completions")
         tokens = document.get("max_tokens") or document.get("max_completion_tokens") or 8
         fault = server.fault
+        server.asked_asleep += server.asleep
         if fault == "silent":
             return
         if fault == "busy":
@@ -194,6 +202,7 @@ class Server:
         self.name, self.fault, self.port = options.name, options.fault, options.port
         self.ttft_s, self.itl_s = options.ttft_s, options.itl_s
         self.count = self.cancelled = self.running = 0
+        self.asleep, self.asked_asleep, self.cut_short = False, 0, 0
         self.last = self.last_head = ""
 
 

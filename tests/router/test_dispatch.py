@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,41 @@ async def pick(one: Dispatcher, **fields: Any) -> Flight:
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(work())  # type: ignore[arg-type]
+
+
+def test_a_class_that_may_wait_is_held_until_the_grid_is_cleaner_by_the_clock_of_the_day() -> None:
+    async def work() -> None:
+        policy, now = make_policy(), time.localtime()
+        dirty_h = (3600 * now.tm_hour + 60 * now.tm_min + now.tm_sec + 2) / 3600
+        patient = PolicyClass("chat", policy.classes[0].slos, deadline_s=8.0)
+        greener = replace(policy, classes=(patient,), hours=(dirty_h, 24.0), carbon=(500.0, 100.0))
+        one = Dispatcher(greener, Settings(addresses(1, 9)), Metrics())
+        one.replicas[0].state.in_flight = 4  # it runs anyway
+        began_s = time.monotonic()
+        one.ended(await one.pick(asked(), "chat", began_s))
+        assert 0.9 < time.monotonic() - began_s < 7
+
+    run(work)
+
+
+def test_quality_is_booked_once_however_many_replicas_are_asked() -> None:
+    async def work() -> None:
+        policy = make_policy()
+        choosy = PolicyClass("chat", policy.classes[0].slos, quality_floor=0.95)
+        low = replace(policy.groups[0], name="low", quality={"chat": 0.9})
+        level = replace(policy.levels[0], awake=(4, 4), shares=((0.0, 1.0),), capacity_price=(0.0, 0.0), spill=(1, 0))
+        mixed = replace(policy, classes=(choosy,), groups=(policy.groups[0], low), levels=(level,))
+        fleet = (ReplicaAddress("high", "http://h:1", "g", 9), ReplicaAddress("low", "http://h:2", "low", 9))
+        one = Dispatcher(mixed, Settings(fleet, limits=Limits(wait=0.01)), Metrics())
+        high = {one.replicas[0]}
+        for _ in range(5):  # answered, they would pay for as many answers of the other
+            one.unanswered(await one.pick(asked(), "chat", 0.0))
+        with pytest.raises(AskError):
+            await one.pick(asked(), "chat", 0.0, high)
+        assert (await one.pick(asked(), "chat", 0.0)).replica.name == "high"
+        assert (await one.pick(asked(), "chat", 0.0, high)).replica.name == "low"  # what was saved is spent
+
+    run(work)
 
 
 def test_who_came_first_is_served_first() -> None:
@@ -145,6 +181,9 @@ def test_a_conversation_returns_to_its_replica() -> None:
         later = await pick(one, session="s", size=800)
         assert later.request.home == one.replicas.index(busy)
         assert later.request.cached_tokens == 100
+        for replica, waiting in ((later.request.home, 100), (1 - later.request.home, 200)):
+            flight = busy.begin(later.ask, later.request, replace(later.choice, replica=replica), later.rule)
+            assert flight.waiting_tokens == waiting  # only its own replica has the prefix
 
     run(work)
 

@@ -46,6 +46,14 @@ def test_only_whole_events_are_passed_on(places: list[int], end: int) -> None:
     assert passed == b"" or passed.endswith(b"\n\n")
 
 
+@quick
+@given(st.lists(st.sampled_from([TOKEN, USAGE, DONE, b": x\n\n", b'data: {"error": "e"}\n\n', b'data:{"a": 1}\n\n'])))
+def test_events_that_come_one_by_one_are_read_as_those_that_come_together(stream: list[bytes]) -> None:
+    one_by_one, together = feed(stream)[0], feed([b"".join(stream)])[0]
+    for name in ("count", "done", "error", "prompt_tokens", "completion_tokens"):
+        assert getattr(one_by_one, name) == getattr(together, name), name
+
+
 def test_events_are_counted_where_no_usage_is_said() -> None:
     assert feed([TOKEN * 3 + DONE])[0].tokens == 3
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qplan.core.errors import InputError
-from qplan.router.settings import ApiKeys, Settings, read_settings
+from qplan.router.settings import VLLM, ApiKeys, Settings, SleepOrders, read_settings
 from tests.router.live import make_policy
 
 
@@ -36,6 +36,18 @@ def test_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "one" not in repr(found.keys)
 
 
+def test_gpus_and_orders_to_sleep(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        "replicas:\n- {name: a, url: h, gpus: [0, GPU-ab], sleep: vllm}\n"
+        "- {name: b, url: h, gpus: 1, sleep: 'ssh h stop', wake: 'http://h/start?x=1'}\n- {name: c, url: h}\n",
+    ).replicas
+    assert [one.gpus for one in found] == [("0", "GPU-ab"), ("1",), ()]
+    assert found[0].sleep is VLLM
+    assert found[1].sleep == SleepOrders("ssh h stop", "http://h/start?x=1")
+    assert found[2].sleep is None
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -46,6 +58,10 @@ def test_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("replicas:\n- {name: a, url: h, group: gg}", "unknown group 'gg'.*did you mean 'g'"),
         ("replicas:\n- {name: a, url: h, api_key_env: NOT_THERE}", "no such key in NOT_THERE"),
         ("replicas:\n- {name: a, url: h}\n- {name: a, url: i}", "two replicas are named 'a'"),
+        ("replicas:\n- {name: a, url: h, gpus: [MIG-1]}", "found 'MIG-1'; expected a GPU's index"),
+        ("replicas:\n- {name: a, url: h, sleep: stop}", ":2: replicas\\[0\\]: sleep alone; expected both"),
+        ("replicas:\n- {name: a, url: h, wake: start}", "wake alone; expected both"),
+        ("replicas:\n- {name: a, url: h, sleep: 'a \"b', wake: c}", "whose quotes are closed"),
         ("replicas:\n- {name: a, url: h, weight: 3}", "unknown key 'weight'"),
         ("replicas:\n- {name: a, url: h}\nlimits: {body: 4mb}", "expected a size such as 4MiB"),
         ("replicas:\n- {name: a, url: h}\nlimits: {wait: 0s}", "more than 0"),
