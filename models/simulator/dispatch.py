@@ -8,14 +8,17 @@ evaluates any such policy: the shares of a plan, or the marginal energy of one m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qplan.core.errors import InputError
-from qplan.models.steptimes import Bools, Floats, Ints
+from qplan.models.steptimes import Floats, Ints
+
+if TYPE_CHECKING:
+    from qplan.models.simulator.kernel import Rule
 
 
 class Dispatch(StrEnum):
@@ -76,106 +79,60 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ruled:
-    """The replica where energy and predicted latencies beyond the SLOs cost least; of equals the fullest.
-
-    L levels of load, K classes, B buckets, G groups of replicas, F numbers of requests in flight.
+    """The online rule of energy-aware routing, which predicts latencies and learns from those it sees.
 
     Attributes
     ----------
     groups : (R,)
         The group of each replica.
-    loads_qps : (L,)
-        Loads up to which each level holds, rising.
-    energy_j : (B, G)
-        Of one more request where it is planned.
-    worth_j : (L, B, G)
-        Of the quality that it gets there.
-    planned : (L, B, G)
-        Elsewhere a request takes `among_j`, if that is more.
-    quality : (K, G)
-        NaN where a class may not go.
-    floor : (K,)
-        Least mean quality of a class; 0 without one.
-    bucket_class : (B,)
-    expected_tokens, longest_tokens : (B,)
-        Mean and high quantile of the output that is expected.
-    work : (B,)
-        What a request counts in the load.
-    ttft_s, e2e_s : (K,)
-        Thresholds; infinite without one.
-    prefill_s, kv_tokens, max_sequences : (G,)
-        Seconds of a prompt token, and what a replica holds.
-    in_flight, step_s, tpot_s : (G, F)
-        Times of an iteration and of a token by the requests in flight, two of them or more; linear beyond the last.
-    among_j : (G, B, F)
-        Energy of a request among so many.
-    limits : (8,)
-        SLO on TPOT, cost of exceeding an SLO by its whole, factor from predicted latencies to those that are kept,
-        quality saved with which its worth is a half, time constant of the load; gain of a ratio of observed over
-        predicted, and the ratio's ends.
+    rule
+        Its arrays, of G groups.
+    routers
+        Routers that follow it, each for itself; requests come to them at random. Each sees what it sent itself.
+    scrape_s
+        How often a router reads what engines say is in flight, which shows what the others sent; infinite: never.
+    affinity
+        Whether routers remember which replica served the last turn of a session.
     """
 
     groups: Ints
-    loads_qps: Floats
-    energy_j: Floats
-    worth_j: Floats
-    planned: Bools
-    quality: Floats
-    floor: Floats
-    bucket_class: Ints
-    expected_tokens: Floats
-    longest_tokens: Floats
-    work: Floats
-    ttft_s: Floats
-    e2e_s: Floats
-    prefill_s: Floats
-    kv_tokens: Floats
-    max_sequences: Floats
-    in_flight: Floats
-    step_s: Floats
-    tpot_s: Floats
-    among_j: Floats
-    limits: Floats
+    rule: Rule
+    routers: int = 1
+    scrape_s: float = 1.0
+    affinity: bool = True
 
     def __post_init__(self) -> None:
-        levels, buckets, groups = self.worth_j.shape
-        loads = self.in_flight.shape[1]
-        expected = {
-            "loads_qps": (levels,),
-            "energy_j": (buckets, groups),
-            "planned": (levels, buckets, groups),
-            "among_j": (groups, buckets, loads),
-            "quality": (len(self.floor), groups),
-            **dict.fromkeys(("bucket_class", "expected_tokens", "longest_tokens", "work"), (buckets,)),
-            **dict.fromkeys(("ttft_s", "e2e_s"), (len(self.floor),)),
-            **dict.fromkeys(("prefill_s", "kv_tokens", "max_sequences"), (groups,)),
-            **dict.fromkeys(("in_flight", "step_s", "tpot_s"), (groups, loads)),
-            "limits": (8,),
-        }
+        rule = self.rule
+        levels, buckets, groups = rule.worth_j.shape
+        expected = _shapes(levels, len(rule.floor), buckets, groups, rule.in_flight.shape[1], len(rule.carbon))
         for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise InputError(f"rule: {name} of shape {getattr(self, name).shape}; expected {shape}")
+            if getattr(rule, name).shape != shape:
+                raise InputError(f"rule: {name} of shape {getattr(rule, name).shape}; expected {shape}")
         if len(self.groups) and not 0 <= self.groups.min() <= self.groups.max() < groups:
             raise InputError(f"rule: expected groups of replicas from 0 to {groups - 1}")
+        if self.routers < 1 or not self.scrape_s > 0:
+            raise InputError(f"rule: {self.routers} routers that look every {self.scrape_s:g} s; expected more than 0")
 
-    def arrays(self) -> tuple[Any, ...]:
-        """Return what the compiled rule reads, in its order, and its account: nothing saved, no load seen."""
-        kinds: dict[str, type[np.generic]] = {"bucket_class": np.int64, "planned": np.bool_}
-        given: list[Any] = [
-            np.ascontiguousarray(getattr(self, one.name), dtype=kinds.get(one.name, np.float64))
-            for one in fields(self)
-            if one.name != "groups"
-        ]
-        return (*given, np.zeros(len(self.floor)), np.zeros(2))
 
-    @classmethod
-    def nothing(cls) -> Ruled:
-        """Return a rule for no replica, which stands where the compiled loop reads none."""
-        none, table, cube, ints = np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0, 0)), np.zeros(0, np.int64)
-        return cls(
-            *(ints, none, table, cube, np.zeros((0, 0, 0), bool), table, none, ints, none, none, none),
-            *(none, none, none, none, none, table, table, table, cube, np.zeros(8)),
-        )
+def _shapes(
+    levels: int, classes: int, buckets: int, groups: int, loads: int, periods: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of a rule."""
+    return {
+        "loads_qps": (levels,),
+        "energy_j": (buckets, groups),
+        **dict.fromkeys(("worth_j", "planned"), (levels, buckets, groups)),
+        "quality": (classes, groups),
+        **dict.fromkeys(("floor", "deadline_s", "ttft_s", "e2e_s"), (classes,)),
+        **dict.fromkeys(("bucket_class", "expected_tokens", "longest_tokens", "work"), (buckets,)),
+        **dict.fromkeys(("prefill_s", "prefill_j", "kv_tokens", "max_sequences"), (groups,)),
+        **dict.fromkeys(("in_flight", "step_s", "tpot_s"), (groups, loads)),
+        "among_j": (groups, buckets, loads),
+        "period_s": (periods + 1,),
+        "carbon": (periods,),
+        "limits": (8,),
+        "patience": (4,),
+    }
 
 
 Routing = Dispatch | Split | Scored | Ruled

@@ -27,33 +27,58 @@ from qplan.models.steptimes import Bools, Floats, Ints
 _Compiled = TypeVar("_Compiled", bound=Callable[..., Any])
 
 NONE = -1
-ROUND_ROBIN, LEAST_OUTSTANDING, RANDOM, POWER_OF_TWO, SPLIT, SCORED, RULED = range(7)
+ROUND_ROBIN, LEAST_OUTSTANDING, RANDOM, POWER_OF_TWO, SPLIT, SCORED = range(6)
+ARRIVAL, ASK, SCRAPE, END = range(4)
 _MANY = 2**62
 
 
 class Rule(NamedTuple):
-    """What :class:`qplan.models.simulator.dispatch.Ruled` holds, in arrays of one type each.
+    """The online rule: the replica where energy and predicted latencies beyond the SLOs cost least.
+
+    L levels of load, K classes, B buckets, G groups of replicas, F numbers of requests in flight, P periods.
 
     Attributes
     ----------
     loads_qps : (L,)
+        Loads of one router up to which each level holds, rising.
     energy_j : (B, G)
-    worth_j, planned : (L, B, G)
+        Of one more request where it is planned.
+    worth_j : (L, B, G)
+        Of the quality that it gets there.
+    planned : (L, B, G)
+        Elsewhere a request takes `among_j`, if that is more.
     quality : (K, G)
+        NaN where a class may not go.
     floor : (K,)
+        Least mean quality of a class; 0 without one.
+    deadline_s : (K,)
+        Within which a request is to begin; 0 where it may not wait.
     bucket_class : (B,)
-    expected_tokens, longest_tokens, work : (B,)
+    expected_tokens, longest_tokens : (B,)
+        Mean and high quantile of the output that is expected.
+    work : (B,)
+        What a request counts in the load.
     ttft_s, e2e_s : (K,)
-    prefill_s, kv_tokens, max_sequences : (G,)
+        Thresholds; infinite without one.
+    prefill_s, prefill_j : (G,)
+        Seconds and joules of a prompt token.
+    kv_tokens, max_sequences : (G,)
+        What a replica holds.
     in_flight, step_s, tpot_s : (G, F)
+        Times of an iteration and of a token by the requests in flight, two of them or more; linear beyond the last.
     among_j : (G, B, F)
+        Energy of a request among so many.
+    period_s : (P + 1,)
+        Where the periods begin, and the last ends; they repeat.
+    carbon : (P,)
+        Grams of CO2e per kWh; no period where nobody says.
     limits : (8,)
-        SLO on TPOT, cost of exceeding an SLO, margin of predicted latencies, quality saved with which its worth is a
-        half, time constant of the load; gain of a ratio, and the ratio's ends, which each replica has too.
-    saved : (K,)
-        Quality above the floor that has been served so far; changed in place.
-    seen : (2,)
-        Load, and the time up to which it is counted; changed in place.
+        SLO on TPOT, cost of exceeding an SLO by its whole, factor from predicted latencies to those that are kept,
+        quality saved with which its worth is a half, time constant of the load; gain of a ratio of observed over
+        predicted, and the ratio's ends, which each replica has too.
+    patience : (4,)
+        Part of the SLOs up to which a request that may wait fills a replica, seconds after which it asks again,
+        seconds between two that do, and part of its carbon that makes it wait for a cleaner period.
     """
 
     loads_qps: Floats
@@ -62,6 +87,7 @@ class Rule(NamedTuple):
     planned: Bools
     quality: Floats
     floor: Floats
+    deadline_s: Floats
     bucket_class: Ints
     expected_tokens: Floats
     longest_tokens: Floats
@@ -69,53 +95,82 @@ class Rule(NamedTuple):
     ttft_s: Floats
     e2e_s: Floats
     prefill_s: Floats
+    prefill_j: Floats
     kv_tokens: Floats
     max_sequences: Floats
     in_flight: Floats
     step_s: Floats
     tpot_s: Floats
     among_j: Floats
+    period_s: Floats
+    carbon: Floats
     limits: Floats
+    patience: Floats
+
+
+class Routers(NamedTuple):
+    """What M routers keep that follow one rule, each from what came to it; changed in place.
+
+    Attributes
+    ----------
+    load : (M, 2)
+        Requests/s, and the time up to which they are counted.
+    saved : (M, K)
+        Quality above the floor that has been served so far.
+    asked_s : (M, 1 + P)
+        When the last asks again of those that wait for a trough, and for each period.
+    scrape_s : (M, 2)
+        When each next reads what engines say is in flight, and after how long again; infinite: never.
+    asks_s, waiting : (Q,)
+        Requests that wait, as a binary heap by when they ask again: their places in the pool.
+    """
+
+    load: Floats
     saved: Floats
-    seen: Floats
+    asked_s: Floats
+    scrape_s: Floats
+    asks_s: Floats
+    waiting: Ints
 
 
 class State(NamedTuple):
-    """Arrays of R replicas, of K kinds of them, and of the requests that are in the fleet.
+    """Arrays of R replicas, of K kinds of them, of M routers, and of the requests that are in the fleet.
 
     Attributes
     ----------
     replicas : (R,) of `state.REPLICA`
+    seen : (M, R) of `state.SEEN`
+    homes : (M, S) of `state.HOME`
+        Of each session; S is 0 where routers remember none.
+    kept : (R, S) of `state.KEPT`
     pool : (Q,) of `state.REQUEST`
         Requests in the fleet, and free places.
-    heap_steps, heap_requests : (R, S)
+    heaps : (R, 2, S)
         Decoding sequences of each replica as a binary heap: the step at which each ends, and its place in the pool.
     block_places : (R, T)
         How many decoding sequences have (tokens computed - replica's step) modulo block size in each class.
     prefill_tokens : (K, P), context_tokens : (K, C)
         Axes of the tables.
-    times_s, energies_j : (K, P, S + 1, C)
-        Time and energy of an iteration, at each whole number of decoding sequences.
+    tables : (2, K, P, S + 1, C)
+        Time in seconds and energy in joules of an iteration, at each whole number of decoding sequences.
     series : (R, SERIES_BINS, 4)
         Busy seconds, sequence-seconds, joules and output tokens of each replica by time.
-    bin_s : (1,)
-        Width of a bin of the series.
     done : (M,) of `state.COMPLETION`
-    cursor : (2,)
-        Completions written; first free place of the pool.
+    cursor : (3,)
+        Completions written; first free place of the pool; requests that wait with a router.
     """
 
     replicas: Records
+    seen: Records
+    homes: Records
+    kept: Records
     pool: Records
-    heap_steps: Ints
-    heap_requests: Ints
+    heaps: Ints
     block_places: Ints
     prefill_tokens: Floats
     context_tokens: Floats
-    times_s: Floats
-    energies_j: Floats
+    tables: Floats
     series: Floats
-    bin_s: Floats
     done: Records
     cursor: Ints
 
@@ -136,11 +191,11 @@ def serve(
     input_tokens: Ints,
     output_tokens: Ints,
     buckets: Ints,
+    sessions: Ints,
     draws: Floats,
     first_row: int,
     policy: int,
     table: Floats,
-    rule: Rule,
     prefilled: bool,
     until_s: float,
 ) -> None:
@@ -152,7 +207,7 @@ def serve(
     ----------
     windows_s : (R, W + 1, 2)
         When each replica is up, from and to; infinite in places that are not used, of which there is always one.
-    arrivals_s, input_tokens, output_tokens, buckets : (N,)
+    arrivals_s, input_tokens, output_tokens, buckets, sessions : (N,)
         Requests in order of arrival.
     draws : (N,)
         Uniform in [0, 1); read under the policies `RANDOM`, `POWER_OF_TWO` and `SPLIT` only.
@@ -160,12 +215,10 @@ def serve(
         Row of the first request in the whole trace.
     table : (B, G, F)
         Weights (F = 1) or scores of a bucket on a group of replicas; read under `SPLIT` and `SCORED` only.
-    rule
-        Read, and its account of what it has seen changed, under `RULED` only.
     prefilled
         Whether the KV cache of the prompts comes with them, and the first token has been generated elsewhere.
     """
-    sees_load = policy in (LEAST_OUTSTANDING, POWER_OF_TWO, SCORED, RULED)
+    sees_load = policy in (LEAST_OUTSTANDING, POWER_OF_TWO, SCORED)
     count = len(arrivals_s)
     for n in range(count + 1):
         now_s = arrivals_s[n] if n < count else until_s
@@ -179,20 +232,66 @@ def serve(
             if r == chosen or n == count or sees_load:
                 _advance(state, r, now_s)
         if n < count:
-            row, prompt, output = first_row + n, input_tokens[n], output_tokens[n]
-            ttft_s, tpot_s, held = 0.0, 0.0, 0.0
-            if policy == RULED:
-                chosen, ttft_s, tpot_s, held = _by_rule(state, windows_s, now_s, rule, buckets[n], prompt)
-            elif policy == POWER_OF_TWO:
+            if policy == POWER_OF_TWO:
                 chosen = _of_two(state, windows_s, now_s, draws[n])
             elif sees_load:
                 chosen = _least(state, windows_s, now_s, table, buckets[n], policy == SCORED)
-            if chosen == NONE:
-                _refuse(state, NONE, row, buckets[n], now_s)
-                continue
-            q = _enqueue(state, windows_s, chosen, row, buckets[n], now_s, prompt, output, prefilled)
-            if q != NONE and policy == RULED:
-                _note(state, chosen, q, ttft_s, tpot_s, held)
+            q = _arrive(
+                state, first_row + n, buckets[n], sessions[n], now_s, input_tokens[n], output_tokens[n], prefilled
+            )
+            _send(state, windows_s, chosen, q, now_s)
+
+
+@numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def serve_by_rule(
+    state: State,
+    windows_s: Floats,
+    arrivals_s: Floats,
+    input_tokens: Ints,
+    output_tokens: Ints,
+    buckets: Ints,
+    sessions: Ints,
+    draws: Floats,
+    first_row: int,
+    rule: Rule,
+    routers: Routers,
+    until_s: float,
+) -> None:
+    """Dispatch requests by a rule as they arrive, and as those that wait ask again; the rest is as in :func:`serve`.
+
+    It is a way in of its own, as its code beside that of other policies makes those slower.
+
+    Parameters
+    ----------
+    draws : (N,)
+        Uniform in [0, 1): which router a request comes to.
+    """
+    n, count, event = 0, len(arrivals_s), ARRIVAL
+    while event != END:
+        now_s, event, m = (arrivals_s[n], ARRIVAL, NONE) if n < count else (until_s, END, NONE)
+        if state.cursor[2] > 0 and routers.asks_s[0] <= now_s:
+            now_s, event = routers.asks_s[0], ASK
+        if event != END:
+            m = int(np.argmin(routers.scrape_s[:, 0]))
+            if routers.scrape_s[m, 0] <= now_s:
+                now_s, event = routers.scrape_s[m, 0], SCRAPE
+        for r in range(len(state.replicas)):
+            _advance(state, r, now_s)
+        if event == ARRIVAL:
+            q = _arrive(state, first_row + n, buckets[n], sessions[n], now_s, input_tokens[n], output_tokens[n], False)
+            m = int(draws[n] * len(routers.load))
+            state.pool[q].router = m
+            _count(rule, routers.load[m], rule.work[buckets[n]], now_s)
+            _route(state, windows_s, now_s, rule, routers, q)
+            n += 1
+        elif event == ASK:
+            q = routers.waiting[0]
+            _pop(routers.asks_s, routers.waiting, state.cursor[2])
+            state.cursor[2] -= 1
+            _route(state, windows_s, now_s, rule, routers, q)
+        elif event == SCRAPE:
+            _scrape(state, m, now_s)
+            routers.scrape_s[m, 0] += routers.scrape_s[m, 1]
 
 
 @_compiled
@@ -310,52 +409,156 @@ def _of_two(state: State, windows_s: Floats, now_s: float, draw: float) -> int:
 
 
 @_compiled
-def _by_rule(
-    state: State, windows_s: Floats, now_s: float, rule: Rule, bucket: int, prompt: int
-) -> tuple[int, float, float, float]:
-    """Return the replica that the online rule chooses, the TTFT and TPOT predicted there, and the tokens expected.
+def _route(state: State, windows_s: Floats, now_s: float, rule: Rule, routers: Routers, q: int) -> None:
+    """Send a request where the rule of its router says, or let it wait."""
+    request = state.pool[q]
+    m, k = request.router, rule.bucket_class[request.bucket]
+    due_s = request.arrival_s + rule.deadline_s[k]
+    may_wait = now_s < due_s
+    allowed = rule.patience[0] if may_wait else 1.0
+    chosen, ttft_s, tpot_s, held, used = _by_rule(state, windows_s, now_s, rule, routers, q, allowed)
+    if chosen != NONE and may_wait:
+        period, begins_s, rises = _outlook(rule, now_s, due_s)
+        asks_s = np.inf
+        if period != NONE:
+            asks_s = _in_line(rule, routers.asked_s[m], 1 + period, begins_s, due_s)
+        elif used > 1.0 or (_in_sight(state.seen[m, chosen], now_s) == 0 and not rises):
+            asks_s = _in_line(rule, routers.asked_s[m], 0, now_s + rule.patience[1], due_s)
+        if asks_s < np.inf:
+            _push(routers.asks_s, routers.waiting, state.cursor[2], asks_s, q)
+            state.cursor[2] += 1
+            return
+    if chosen != NONE and rule.floor[k] > 0:
+        routers.saved[m, k] += rule.quality[k, state.replicas[chosen].group] - rule.floor[k]
+    if _send(state, windows_s, chosen, q, now_s):
+        _note(state, chosen, q, ttft_s, tpot_s, request.prompt - _expected_cached(state, q, chosen), held)
 
-    The rule is that of ``qplan.solvers.routing.online``, without sessions and classes that may wait.
+
+@_compiled
+def _count(rule: Rule, load: Floats, work: float, now_s: float) -> None:
+    """Count an arrival in the load that a router sees."""
+    load[0] = load[0] * np.exp(-max(now_s - load[1], 0.0) / rule.limits[4]) + work / rule.limits[4]
+    load[1] = now_s
+
+
+@_compiled
+def _outlook(rule: Rule, now_s: float, until_s: float) -> tuple[int, float, bool]:
+    """Return which period by `until_s` is cleaner, if any is; when it begins; else, whether the next is dirtier.
+
+    It is the first that is about as clean as the cleanest.
     """
-    k = rule.bucket_class[bucket]
-    rule.seen[0] = rule.seen[0] * np.exp(-max(now_s - rule.seen[1], 0.0) / rule.limits[4])
-    rule.seen[0] += rule.work[bucket] / rule.limits[4]
-    rule.seen[1] = now_s
-    level = min(np.searchsorted(rule.loads_qps, rule.seen[0]), len(rule.loads_qps) - 1)
+    periods = len(rule.carbon)
+    if periods == 0:
+        return NONE, now_s, False
+    start_s = now_s - now_s % rule.period_s[periods]
+    now = min(np.searchsorted(rule.period_s, now_s - start_s, side="right") - 1, periods - 1)
+    share = 1.0 - rule.patience[3]
+    least, first, first_s, rises = rule.carbon[now] * share, NONE, now_s, False
+    for n in range(now + 1, now + 1 + periods):
+        begins_s = start_s + n // periods * rule.period_s[periods] + rule.period_s[n % periods]
+        if begins_s >= until_s:
+            break
+        if begins_s > now_s:
+            carbon = rule.carbon[n % periods]
+            rises = rises or (n == now + 1 and carbon * share > rule.carbon[now])
+            if carbon < least:
+                least = min(least, carbon)
+                if first == NONE or rule.carbon[first] * share > carbon:
+                    first, first_s = n % periods, begins_s
+    return first, first_s, rises and first == NONE
+
+
+@_compiled
+def _in_line(rule: Rule, asked_s: Floats, line: int, wanted_s: float, due_s: float) -> float:
+    """Return when a request asks again: behind those that wait for the same, and when it is due at the latest."""
+    asks_s: float = max(wanted_s, asked_s[line] + rule.patience[2])
+    if asks_s >= due_s:
+        return due_s
+    asked_s[line] = asks_s
+    return asks_s
+
+
+@_compiled
+def _scrape(state: State, m: int, now_s: float) -> None:
+    """Let a router read what engines say is in flight: what it did not send itself is of others."""
+    for r in range(len(state.replicas)):
+        view = state.seen[m, r]
+        view.others = max(0, _there(state, r, now_s) - _own(view, now_s))
+
+
+@_compiled
+def _own(view: Any, now_s: float) -> int:
+    """Return the requests of a router that are in flight on a replica."""
+    own: int = view.in_flight + (view.ended if view.until_s > now_s else 0)
+    return own
+
+
+@_compiled
+def _in_sight(view: Any, now_s: float) -> int:
+    """Return the requests in flight on a replica, as a router sees it."""
+    there: int = view.others + _own(view, now_s)
+    return there
+
+
+@_compiled
+def _expected_cached(state: State, q: int, r: int) -> int:
+    """Return how much of a prompt its router expects replica `r` to have kept from the turn before."""
+    request = state.pool[q]
+    if not 0 <= request.session < state.homes.shape[1]:
+        return 0
+    home = state.homes[request.router, request.session]
+    cached: int = min(home.tokens, request.prompt) if home.replica == r else 0
+    return cached
+
+
+@_compiled
+def _by_rule(
+    state: State, windows_s: Floats, now_s: float, rule: Rule, routers: Routers, q: int, allowed: float
+) -> tuple[int, float, float, float, float]:
+    """Return the replica that the online rule chooses, what is predicted of it there, and how full it makes it.
+
+    That is TTFT, TPOT and the tokens expected, and the part that is used of memory and of `allowed` times the SLOs. The
+    rule is that of ``qplan.solvers.routing.online``.
+    """
+    request = state.pool[q]
+    m, bucket, prompt = request.router, request.bucket, request.prompt
+    k, saved = rule.bucket_class[bucket], routers.saved[m, rule.bucket_class[bucket]]
+    level = min(np.searchsorted(rule.loads_qps, routers.load[m, 0]), len(rule.loads_qps) - 1)
     expected = prompt + rule.expected_tokens[bucket]
-    best, best_ttft_s, best_tpot_s = NONE, 0.0, 0.0
+    best, best_ttft_s, best_tpot_s, best_used = NONE, 0.0, 0.0, 0.0
     best_full, best_cost, fullest = np.inf, np.inf, -1
     for r in range(len(state.replicas)):
         if not _up(state, windows_s, r, now_s):
             continue
-        replica, g = state.replicas[r], state.replicas[r].group
+        replica, g = state.seen[m, r], state.replicas[r].group
         quality = rule.quality[k, g]
-        if np.isnan(quality) or (quality < rule.floor[k] and rule.saved[k] + quality < rule.floor[k]):
+        if np.isnan(quality) or (quality < rule.floor[k] and saved + quality < rule.floor[k]):
             continue
-        lasting = replica.now_s > now_s
-        there = _there(state, r, now_s)
-        waiting = replica.waiting_tokens + (replica.first_tokens if lasting else 0.0) + prompt
+        lasting = replica.until_s > now_s
+        there = _in_sight(replica, now_s)
+        cached = _expected_cached(state, q, r)
+        waiting = replica.waiting_tokens + (replica.first_tokens if lasting else 0.0) + prompt - cached
         held = replica.held_tokens + (replica.ended_tokens if lasting else 0.0) + expected
         place, share = _place(rule.in_flight[g], there + 1.0)
         step_s = _read(rule.step_s[g], place, share)
         ttft_s = (step_s + rule.prefill_s[g] * waiting) * replica.ttft_ratio
         tpot_s = _read(rule.tpot_s[g], place, share) * replica.tpot_ratio
         longest_s = ttft_s + rule.longest_tokens[bucket] * tpot_s
-        used = rule.limits[2] * max(ttft_s / rule.ttft_s[k], tpot_s / rule.limits[0], longest_s / rule.e2e_s[k])
-        full = max(1.0, held / rule.kv_tokens[g], (there + 1.0) / rule.max_sequences[g])
+        used = (
+            rule.limits[2] / allowed * max(ttft_s / rule.ttft_s[k], tpot_s / rule.limits[0], longest_s / rule.e2e_s[k])
+        )
+        full = max(held / rule.kv_tokens[g], (there + 1.0) / rule.max_sequences[g])
         cost = rule.energy_j[bucket, g]
         if not rule.planned[level, bucket, g]:
             cost = max(cost, _read(rule.among_j[g, bucket], place, min(share, 1.0)))
-        cost += rule.limits[1] * max(used - 1.0, 0.0) - rule.worth_j[level, bucket, g] / (
-            1.0 + rule.saved[k] / rule.limits[3]
-        )
-        equal = full == best_full and cost == best_cost
-        if full < best_full or (full == best_full and cost < best_cost) or (equal and there > fullest):
-            best, best_ttft_s, best_tpot_s = r, ttft_s, tpot_s
-            best_full, best_cost, fullest = full, cost, there
-    if best != NONE and rule.floor[k] > 0:
-        rule.saved[k] += rule.quality[k, state.replicas[best].group] - rule.floor[k]
-    return best, best_ttft_s, best_tpot_s, expected
+        cost -= rule.prefill_j[g] * cached
+        cost += rule.limits[1] * max(used - 1.0, 0.0) - rule.worth_j[level, bucket, g] / (1.0 + saved / rule.limits[3])
+        equal = max(full, 1.0) == best_full and cost == best_cost
+        less = max(full, 1.0) < best_full or (max(full, 1.0) == best_full and cost < best_cost)
+        if less or (equal and there > fullest):
+            best, best_ttft_s, best_tpot_s, best_used = r, ttft_s, tpot_s, max(used, full)
+            best_full, best_cost, fullest = max(full, 1.0), cost, there
+    return best, best_ttft_s, best_tpot_s, expected, best_used
 
 
 @_compiled
@@ -375,12 +578,28 @@ def _read(values: Floats, place: int, share: float) -> float:
 
 
 @_compiled
-def _note(state: State, r: int, q: int, ttft_s: float, tpot_s: float, held: float) -> None:
+def _note(state: State, r: int, q: int, ttft_s: float, tpot_s: float, waiting: float, held: float) -> None:
     """Note what is predicted of a request that replica `r` has just got."""
-    replica, request = state.replicas[r], state.pool[q]
-    request.ttft_s, request.tpot_s, request.held = ttft_s, tpot_s, held
-    replica.waiting_tokens += request.prompt
-    replica.held_tokens += held
+    request = state.pool[q]
+    view = state.seen[request.router, r]
+    request.ttft_s, request.tpot_s, request.waiting, request.held = ttft_s, tpot_s, waiting, held
+    view.in_flight += 1
+    view.waiting_tokens += waiting
+    view.held_tokens += held
+
+
+@_compiled
+def _takes_off(state: State, r: int, q: int, requests: int, first_tokens: float, tokens: float) -> None:
+    """Take off a router's view of replica `r` what its last iteration ended; it is there while that lasts."""
+    view, until_s = state.seen[state.pool[q].router, r], state.replicas[r].now_s
+    if view.until_s != until_s:
+        view.until_s, view.ended, view.first_tokens, view.ended_tokens = until_s, 0, 0.0, 0.0
+    view.in_flight -= requests
+    view.waiting_tokens -= first_tokens
+    view.held_tokens -= tokens
+    view.ended += requests
+    view.first_tokens += first_tokens
+    view.ended_tokens += tokens
 
 
 @_compiled
@@ -392,53 +611,58 @@ def _corrected(replica: Any, ratio: float, observed: float, predicted: float) ->
 
 
 @_compiled
-def _enqueue(
-    state: State,
-    windows_s: Floats,
-    r: int,
-    row: int,
-    bucket: int,
-    now_s: float,
-    prompt: int,
-    output: int,
-    prefilled: bool,
+def _arrive(
+    state: State, row: int, bucket: int, session: int, now_s: float, prompt: int, output: int, prefilled: bool
 ) -> int:
-    """Put a request into a replica's queue; return its place in the pool, or none where it cannot be held."""
+    """Take a request into the pool; return its place."""
+    q: int = state.cursor[1]
+    request = state.pool[q]
+    state.cursor[1] = request.next
+    request.row, request.bucket, request.session, request.router = row, bucket, session, NONE
+    request.arrival_s, request.prompt, request.output, request.cached = now_s, prompt, output, 0
+    request.computed, request.preemptions, request.joined, request.next = 0, 0, NONE, NONE
+    request.generated, request.prefilled = (1, 1) if prefilled else (0, 0)
+    request.first_s = now_s if prefilled else np.nan
+    return q
+
+
+@_compiled
+def _send(state: State, windows_s: Floats, r: int, q: int, now_s: float) -> bool:
+    """Put a request into a replica's queue; refuse it, and say so, where that cannot hold it or is none."""
+    request = state.pool[q]
+    request.sent_s = now_s
+    if r == NONE:
+        _end(state, r, q, np.nan, np.nan, np.nan)
+        return False
     replica = state.replicas[r]
     replica.assigned += 1
     if now_s > replica.now_s:
         replica.idle_s += _up_s(state, windows_s, r, replica.now_s, now_s)
         replica.now_s = now_s
-    too_long = prompt + output > replica.max_context
-    if too_long or _blocks(replica, prompt + output - 1) > replica.blocks:
-        _refuse(state, r, row, bucket, now_s)
-        return NONE
-    q = state.cursor[1]
-    request = state.pool[q]
-    state.cursor[1] = request.next
-    request.row, request.bucket = row, bucket
-    request.arrival_s, request.prompt, request.output = now_s, prompt, output
-    request.computed, request.preemptions, request.joined, request.next = 0, 0, NONE, NONE
-    request.generated, request.prefilled = (1, 1) if prefilled else (0, 0)
-    request.first_s = now_s if prefilled else np.nan
+    length = request.prompt + request.output
+    if length > replica.max_context or _blocks(replica, length - 1) > replica.blocks:
+        _end(state, r, q, np.nan, np.nan, np.nan)
+        return False
     if replica.waiting_head == NONE:
         replica.waiting_head = q
     else:
         state.pool[replica.waiting_tail].next = q
-    request.ttft_s, request.tpot_s, request.held = 0.0, 0.0, 0.0
     replica.waiting_tail = q
     replica.outstanding += 1
-    place: int = q
-    return place
+    return True
 
 
 @_compiled
-def _refuse(state: State, r: int, row: int, bucket: int, now_s: float) -> None:
-    """Complete a request that replica `r` cannot hold, or that none may take."""
-    completion = state.done[state.cursor[0]]
+def _end(state: State, r: int, q: int, ttft_s: float, tpot_s: float, e2e_s: float) -> None:
+    """Write the record of a request that is over, and free its place."""
+    request, completion = state.pool[q], state.done[state.cursor[0]]
+    completion.row, completion.bucket, completion.cached = request.row, request.bucket, request.cached
+    completion.replica, completion.preemptions = r, request.preemptions
+    completion.arrival_s, completion.deferred_s = request.arrival_s, request.sent_s - request.arrival_s
+    completion.ttft_s, completion.tpot_s, completion.e2e_s = ttft_s, tpot_s, e2e_s
     state.cursor[0] += 1
-    completion.row, completion.bucket, completion.replica, completion.preemptions = row, bucket, r, 0
-    completion.arrival_s, completion.ttft_s, completion.tpot_s, completion.e2e_s = now_s, np.nan, np.nan, np.nan
+    request.next = state.cursor[1]
+    state.cursor[1] = q
 
 
 @_compiled
@@ -459,7 +683,7 @@ def _advance(state: State, r: int, until_s: float) -> None:
     """Run the iterations of replica `r` that begin before `until_s`."""
     replica = state.replicas[r]
     while replica.now_s < until_s and replica.outstanding > 0:
-        replica.finished, replica.first_tokens, replica.ended_tokens = 0, 0.0, 0.0
+        replica.finished = 0
         if replica.chunked:
             _iterate_chunked(state, r, until_s)
         else:
@@ -498,9 +722,11 @@ def _iterate_chunked(state: State, r: int, until_s: float) -> None:
             _join(state, r, q)
             budget -= 1
             continue
-        request.computed = min(length, budget)
+        cached = 0 if request.session == NONE else _take_kept(state, r, q)
+        chunk = min(length - cached, budget)
+        request.computed = cached + chunk
         replica.free -= _blocks(replica, request.computed)
-        tokens, budget = tokens + request.computed, budget - request.computed
+        tokens, budget = tokens + chunk, budget - chunk
         if first == NONE:
             first = q
     if tokens == 0:
@@ -530,12 +756,13 @@ def _iterate_whole(state: State, r: int, until_s: float) -> None:
         if not request.prefilled and tokens > 0 and tokens + length > replica.max_tokens:
             break
         _admit(state, r)
+        cached = 0 if request.session == NONE or request.prefilled else _take_kept(state, r, q)
         replica.free -= _blocks(replica, length)
         request.computed = length
         if request.prefilled:
             _join(state, r, q)
             continue
-        tokens += length
+        tokens += length - cached
         if first == NONE:
             first = q
     if tokens == 0:
@@ -575,7 +802,7 @@ def _decode(state: State, r: int, steps: int, until_s: float) -> None:
     """Decode until a sequence ends, blocks run out, or an iteration ends at or after `until_s`; at most `steps`."""
     replica = state.replicas[r]
     decoding, size = replica.decoding, replica.block_tokens
-    steps = min(steps, state.heap_steps[r, 0] - replica.step)
+    steps = min(steps, state.heaps[r, 0, 0] - replica.step)
     # Over one size of a block every sequence begins exactly one; the blocks of the first step are taken already.
     if replica.free < decoding * ((steps - 1 + size - 1) // size):
         left = replica.free % decoding
@@ -599,8 +826,8 @@ def _decode(state: State, r: int, steps: int, until_s: float) -> None:
 def _span(state: State, replica: Any, steps: int, budget_s: float) -> tuple[int, float, float]:
     """Return steps, time and energy of decoding up to `steps`, or to the first that ends at or after `budget_s`."""
     axis = state.context_tokens[replica.kind]
-    times = state.times_s[replica.kind, 0, replica.decoding]
-    energies = state.energies_j[replica.kind, 0, replica.decoding]
+    times = state.tables[0, replica.kind, 0, replica.decoding]
+    energies = state.tables[1, replica.kind, 0, replica.decoding]
     start = replica.kv_tokens / replica.decoding
     done, time_s, energy_j, c = 0, 0.0, 0.0, 0
     while done < steps:
@@ -662,7 +889,7 @@ def _at(state: State, r: int, tokens: int) -> tuple[float, float]:
         c += 1
     u = (tokens - axis[p]) / (axis[p + 1] - axis[p])
     v = (context - contexts[c]) / (contexts[c + 1] - contexts[c])
-    times, energies = state.times_s[replica.kind], state.energies_j[replica.kind]
+    times, energies = state.tables[0, replica.kind], state.tables[1, replica.kind]
     time_s = (1 - u) * ((1 - v) * times[p, decoding, c] + v * times[p, decoding, c + 1]) + u * (
         (1 - v) * times[p + 1, decoding, c] + v * times[p + 1, decoding, c + 1]
     )
@@ -681,9 +908,9 @@ def _spend(state: State, r: int, time_s: float, energy_j: float, output_tokens: 
     replica.now_s = end_s
     replica.busy_s += time_s
     replica.energy_j += energy_j
-    while end_s >= state.bin_s[0] * SERIES_BINS:
+    while end_s >= replica.bin_s * SERIES_BINS:
         _halve(state)
-    width_s = state.bin_s[0]
+    width_s = replica.bin_s
     first, last = int(start_s / width_s), int(end_s / width_s)
     for b in range(first, last + 1):
         share = 1.0
@@ -706,7 +933,7 @@ def _halve(state: State) -> None:
                 if 2 * b < SERIES_BINS:
                     pair = series[r, 2 * b, column] + series[r, 2 * b + 1, column]
                 series[r, b, column] = pair
-    state.bin_s[0] *= 2
+        state.replicas[r].bin_s *= 2
 
 
 @_compiled
@@ -726,6 +953,8 @@ def _admit(state: State, r: int) -> None:
 def _leave(state: State, r: int, q: int) -> None:
     """Take a request off the running list, and give its blocks back."""
     replica, request = state.replicas[r], state.pool[q]
+    if replica.kept > replica.free:
+        _evict(state, r)
     if request.previous != NONE:
         state.pool[request.previous].next = request.next
     if request.next != NONE:
@@ -745,8 +974,8 @@ def _join(state: State, r: int, q: int) -> None:
     state.block_places[r, (request.computed - replica.step) % replica.block_tokens] += 1
     replica.kv_tokens += request.computed
     _push(
-        state.heap_steps[r],
-        state.heap_requests[r],
+        state.heaps[r, 0],
+        state.heaps[r, 1],
         replica.decoding,
         replica.step + request.output - request.generated,
         q,
@@ -775,7 +1004,7 @@ def _preempt(state: State, r: int) -> None:
     if q == replica.partial:
         replica.partial = NONE
     else:
-        _remove(state.heap_steps[r], state.heap_requests[r], replica.decoding, q)
+        _remove(state.heaps[r, 0], state.heaps[r, 1], replica.decoding, q)
         _part(state, r, q)
     _leave(state, r, q)
     request.computed, request.joined = 0, NONE
@@ -790,9 +1019,9 @@ def _preempt(state: State, r: int) -> None:
 def _finish_decoded(state: State, r: int) -> None:
     """Complete the sequences that end with this step."""
     replica = state.replicas[r]
-    while replica.decoding > 0 and state.heap_steps[r, 0] == replica.step:
-        q = state.heap_requests[r, 0]
-        _pop(state.heap_steps[r], state.heap_requests[r], replica.decoding)
+    while replica.decoding > 0 and state.heaps[r, 0, 0] == replica.step:
+        q = state.heaps[r, 1, 0]
+        _pop(state.heaps[r, 0], state.heaps[r, 1], replica.decoding)
         _part(state, r, q)
         _complete(state, r, q)
 
@@ -811,13 +1040,12 @@ def _end_prefills(state: State, r: int, first: int) -> None:
         elif request.joined == NONE:
             if request.generated == 0:
                 request.first_s = replica.now_s
-                if request.ttft_s > 0:
-                    replica.waiting_tokens -= request.prompt
-                    replica.first_tokens += request.prompt
-                    seen_s = request.first_s - request.arrival_s
-                    replica.ttft_ratio = _corrected(replica, replica.ttft_ratio, seen_s, request.ttft_s)
+                if request.router != NONE:
+                    _takes_off(state, r, q, 0, request.waiting, 0.0)
+                    view, seen_s = state.seen[request.router, r], request.first_s - request.sent_s
+                    view.ttft_ratio = _corrected(replica, view.ttft_ratio, seen_s, request.ttft_s)
             request.generated += 1
-            state.series[r, int(replica.now_s / state.bin_s[0]), 3] += 1
+            state.series[r, int(replica.now_s / replica.bin_s), 3] += 1
             if request.generated == request.output:
                 _complete(state, r, q)
             else:
@@ -831,22 +1059,81 @@ def _complete(state: State, r: int, q: int) -> None:
     _leave(state, r, q)
     replica.outstanding -= 1
     replica.finished += 1
-    replica.held_tokens -= request.held
-    replica.ended_tokens += request.held
-    completion = state.done[state.cursor[0]]
-    state.cursor[0] += 1
-    completion.row, completion.bucket = request.row, request.bucket
-    completion.replica, completion.preemptions = r, request.preemptions
-    completion.arrival_s = request.arrival_s
-    completion.ttft_s = request.first_s - request.arrival_s
-    completion.e2e_s = replica.now_s - request.arrival_s
-    completion.tpot_s = np.nan
+    tpot_s = np.nan
     if request.output > 1:
-        completion.tpot_s = (replica.now_s - request.first_s) / (request.output - 1)
-        if request.tpot_s > 0:
-            replica.tpot_ratio = _corrected(replica, replica.tpot_ratio, completion.tpot_s, request.tpot_s)
-    request.next = state.cursor[1]
-    state.cursor[1] = q
+        tpot_s = (replica.now_s - request.first_s) / (request.output - 1)
+    _end(state, r, q, request.first_s - request.arrival_s, tpot_s, replica.now_s - request.arrival_s)
+    if request.session != NONE:
+        _keep(state, r, request.session, request.computed // replica.block_tokens)
+    if request.router != NONE:
+        _takes_off(state, r, q, 1, 0.0, request.held)
+        view = state.seen[request.router, r]
+        if request.output > 1:
+            view.tpot_ratio = _corrected(replica, view.tpot_ratio, tpot_s, request.tpot_s)
+        if 0 <= request.session < state.homes.shape[1]:
+            home = state.homes[request.router, request.session]
+            home.replica, home.tokens = r, request.prompt
+
+
+@_compiled
+def _keep(state: State, r: int, session: int, blocks: int) -> None:
+    """Keep the prefix of a session in free blocks, as the one used last."""
+    replica, kept = state.replicas[r], state.kept[r]
+    if kept[session].blocks > 0:
+        _forget(state, r, session)
+    if blocks == 0:
+        return
+    last = replica.kept_last
+    kept[session].blocks, kept[session].before, kept[session].after = blocks, last, NONE
+    if last != NONE:
+        kept[last].after = session
+    else:
+        replica.kept_first = session
+    replica.kept_last = session
+    replica.kept += blocks
+
+
+@_compiled
+def _forget(state: State, r: int, session: int) -> None:
+    """Keep the prefix of a session no more."""
+    replica, kept = state.replicas[r], state.kept[r]
+    before, after = kept[session].before, kept[session].after
+    if before != NONE:
+        kept[before].after = after
+    else:
+        replica.kept_first = after
+    if after != NONE:
+        kept[after].before = before
+    else:
+        replica.kept_last = before
+    replica.kept -= kept[session].blocks
+    kept[session].blocks = 0
+
+
+@_compiled
+def _evict(state: State, r: int) -> None:
+    """Let go of kept blocks that are in use by now: of the prefix used longest ago, from its end."""
+    replica = state.replicas[r]
+    while replica.kept > replica.free:
+        oldest, surplus = state.kept[r, replica.kept_first], replica.kept - replica.free
+        if oldest.blocks <= surplus:
+            _forget(state, r, replica.kept_first)
+        else:
+            oldest.blocks -= surplus
+            replica.kept -= surplus
+
+
+@_compiled
+def _take_kept(state: State, r: int, q: int) -> int:
+    """Take the kept prefix of a request's session into use; return its tokens, all of the prompt but one at most."""
+    replica, request = state.replicas[r], state.pool[q]
+    _evict(state, r)
+    blocks = min(state.kept[r, request.session].blocks, (request.prompt - 1) // replica.block_tokens)
+    if blocks > 0:
+        _forget(state, r, request.session)
+    request.cached = blocks * replica.block_tokens
+    cached: int = request.cached
+    return cached
 
 
 @_compiled
@@ -857,7 +1144,7 @@ def _blocks(replica: Any, tokens: int) -> int:
 
 
 @_compiled
-def _push(steps: Ints, requests: Ints, size: int, step: int, q: int) -> None:
+def _push(steps: Ints | Floats, requests: Ints, size: int, step: float, q: int) -> None:
     n = size
     while n > 0 and steps[(n - 1) // 2] > step:
         steps[n], requests[n] = steps[(n - 1) // 2], requests[(n - 1) // 2]
@@ -866,7 +1153,7 @@ def _push(steps: Ints, requests: Ints, size: int, step: int, q: int) -> None:
 
 
 @_compiled
-def _pop(steps: Ints, requests: Ints, size: int) -> None:
+def _pop(steps: Ints | Floats, requests: Ints, size: int) -> None:
     """Remove the root of a heap of `size`."""
     step, q = steps[size - 1], requests[size - 1]
     n = 0

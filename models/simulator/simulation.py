@@ -25,13 +25,13 @@ import numpy as np
 from qplan.core.errors import InputError
 from qplan.models.simulator.dispatch import Dispatch, Routing, Ruled, Scored, Split
 from qplan.models.simulator.replica import Replica
-from qplan.models.simulator.state import COMPLETION, REPLICA, SERIES_BINS, Records, free_pool
+from qplan.models.simulator.state import COMPLETION, HOME, KEPT, REPLICA, SEEN, SERIES_BINS, Records, free_pool
 from qplan.models.simulator.tables import stacked
 from qplan.models.simulator.traffic import Traffic
 from qplan.models.steptimes import Floats, Ints
 
 if TYPE_CHECKING:
-    from qplan.models.simulator.kernel import Rule, State
+    from qplan.models.simulator.kernel import Routers, State
 
 CHUNK = 16384
 """Requests that are run at a time: enough that calls cost nothing, few enough that their records stay in cache."""
@@ -98,6 +98,9 @@ class Served:
     replica, preemptions : (N,)
         The replica that served it (that decoded it, of a disaggregated fleet; -1 where none may take it), and how often
         it lost its KV cache and started again.
+    deferred_s, cached_tokens : (N,)
+        How long it waited with its router for the sake of the policy, which the other latencies include; and the tokens
+        of its prompt that its replica had kept from the turn before.
     use
         What the replicas did.
     """
@@ -108,6 +111,8 @@ class Served:
     e2e_s: Floats
     replica: Ints
     preemptions: Ints
+    deferred_s: Floats
+    cached_tokens: Ints
     use: FleetUse
 
 
@@ -160,18 +165,19 @@ class Simulation:
         if not fleet:
             raise InputError("a fleet without a replica; expected at least one")
         self._fleet = tuple(fleet)
+        self._ruled = dispatch if isinstance(dispatch, Ruled) else None
         self._policy, self._table, groups = _policy(dispatch, len(self._fleet))
-        self._known = dispatch.worth_j.shape[1] if isinstance(dispatch, Ruled) else len(self._table)
+        self._known = len(self._ruled.rule.work) if self._ruled else len(self._table)
         self._random = np.random.default_rng(seed)
         self._prefilled = prefilled
         self._offered = 0
         self._last_s = 0.0
         self._windows = _windows(self._fleet)
-        self._state = _initial(self._fleet, self._windows)
+        self._state = _initial(self._fleet, self._windows, self._ruled.routers if self._ruled else 0)
         self._state.replicas["group"] = groups
-        self._rule = _rule(dispatch)
-        if isinstance(dispatch, Ruled):
-            for name, value in zip(("gain", "least_ratio", "most_ratio"), dispatch.limits[5:], strict=True):
+        if self._ruled:
+            self._routers = _routers(self._ruled)
+            for name, value in zip(("gain", "least_ratio", "most_ratio"), self._ruled.rule.limits[5:], strict=True):
                 self._state.replicas[name] = value
 
     def offer(self, traffic: Traffic) -> Records:
@@ -199,7 +205,7 @@ class Simulation:
         """Return what the replicas did, up to the end of the last iteration or a later `end_s`."""
         if end_s is None:
             end_s = float(self._state.replicas["now_s"].max())
-        bin_s = float(self._state.bin_s[0])
+        bin_s = float(self._state.replicas["bin_s"][0])
         return FleetUse(end_s, tuple(self._use(n, end_s, bin_s) for n in range(len(self._fleet))))
 
     def _serve(self, traffic: Traffic) -> Records:
@@ -209,22 +215,17 @@ class Simulation:
     def _run(self, traffic: Traffic, until_s: float) -> Records:
         from qplan.models.simulator import kernel
 
-        state = self._state = _with_room(self._state, len(traffic))
-        kernel.serve(
-            state,
-            self._windows,
-            traffic.arrivals_s.astype(np.float64),
-            traffic.input_tokens.astype(np.int64),
-            traffic.output_tokens.astype(np.int64),
-            traffic.buckets.astype(np.int64),
-            self._random.random(len(traffic)),
-            self._offered,
-            self._policy,
-            self._table,
-            self._rule,
-            self._prefilled,
-            until_s,
-        )
+        state = _with_room(self._state, len(traffic))
+        affine = self._ruled is not None and self._ruled.affinity
+        state = self._state = _with_sessions(state, int(traffic.sessions.max(initial=-1)) + 1, affine=affine)
+        columns = (traffic.input_tokens, traffic.output_tokens, traffic.buckets, traffic.sessions)
+        requests = (traffic.arrivals_s.astype(np.float64), *(column.astype(np.int64) for column in columns))
+        given = (state, self._windows, *requests, self._random.random(len(traffic)), self._offered)
+        if self._ruled is None:
+            kernel.serve(*given, self._policy, self._table, self._prefilled, until_s)
+        else:
+            self._routers = _with_places(self._routers, len(state.pool))
+            kernel.serve_by_rule(*given, self._ruled.rule, self._routers, until_s)
         self._offered += len(traffic)
         done = state.done[: state.cursor[0]].copy()
         state.cursor[0] = 0
@@ -270,7 +271,8 @@ def run(runner: Runner, traffic: Traffic) -> Served:
     done = np.concatenate([runner.offer(traffic), runner.finish()])
     done = done[np.argsort(done["row"])]
     latencies = (done["ttft_s"], done["tpot_s"], done["e2e_s"])
-    return Served(traffic.arrivals_s, *latencies, done["replica"], done["preemptions"], runner.use())
+    places = (done["replica"], done["preemptions"], done["deferred_s"], done["cached"])
+    return Served(traffic.arrivals_s, *latencies, *places, runner.use())
 
 
 def _policy(dispatch: Routing, replicas: int) -> tuple[int, Floats, Ints]:
@@ -285,17 +287,36 @@ def _policy(dispatch: Routing, replicas: int) -> tuple[int, Floats, Ints]:
         table, groups = np.zeros((0, 1, 1)), dispatch.groups
     if len(groups) != replicas:
         raise InputError(f"a dispatch for {len(groups)} replicas; the fleet has {replicas}")
-    return (
-        len(Dispatch) + (Split, Scored, Ruled).index(type(dispatch)),
-        np.ascontiguousarray(table, dtype=float),
-        groups,
+    number = len(Dispatch) + (Split, Scored, Ruled).index(type(dispatch))
+    return number, np.ascontiguousarray(table, dtype=float), groups
+
+
+def _routers(ruled: Ruled) -> Routers:
+    """Return routers that have seen nothing yet, and look at the engines one after another."""
+    from qplan.models.simulator.kernel import Routers
+
+    count, classes, periods = ruled.routers, len(ruled.rule.floor), len(ruled.rule.carbon)
+    period_s = ruled.scrape_s if count > 1 else np.inf  # one alone sees all that there is
+    first_s = period_s * (1 + np.arange(count)) / count
+    return Routers(
+        np.zeros((count, 2)),
+        np.zeros((count, classes)),
+        np.full((count, 1 + periods), -np.inf),
+        np.column_stack([first_s, np.full(count, period_s)]),
+        np.zeros(0),
+        np.zeros(0, np.int64),
     )
 
 
-def _rule(dispatch: Routing) -> Rule:
-    from qplan.models.simulator.kernel import Rule
-
-    return Rule(*(dispatch if isinstance(dispatch, Ruled) else Ruled.nothing()).arrays())
+def _with_places(routers: Routers, places: int) -> Routers:
+    """Return routers at which all requests of a pool of so many may wait."""
+    more = places - len(routers.waiting)
+    if more <= 0:
+        return routers
+    asks_s, waiting = np.zeros(more), np.zeros(more, np.int64)
+    return routers._replace(
+        asks_s=np.concatenate([routers.asks_s, asks_s]), waiting=np.concatenate([routers.waiting, waiting])
+    )
 
 
 def _windows(fleet: tuple[Replica, ...]) -> Floats:
@@ -306,12 +327,12 @@ def _windows(fleet: tuple[Replica, ...]) -> Floats:
     return windows
 
 
-def _initial(fleet: tuple[Replica, ...], windows: Floats) -> State:
+def _initial(fleet: tuple[Replica, ...], windows: Floats, routers: int) -> State:
     try:
         from qplan.models.simulator.kernel import State
     except ImportError:
         raise InputError("simulating needs numba: pip install 'qplan[models]'") from None
-    tables, kinds = stacked(fleet)
+    (prefill, contexts, times, energies), kinds = stacked(fleet)
     replicas = np.zeros(len(fleet), REPLICA)
     replicas["kind"] = kinds
     replicas["weight"] = [replica.weight for replica in fleet]
@@ -322,28 +343,33 @@ def _initial(fleet: tuple[Replica, ...], windows: Floats) -> State:
     replicas["max_context"] = [replica.max_context for replica in fleet]
     replicas["chunked"] = [replica.batching.chunked_prefill for replica in fleet]
     replicas["up_s"], replicas["down_s"] = windows[:, 0].T
-    replicas["ttft_ratio"] = replicas["tpot_ratio"] = 1.0
+    replicas["bin_s"] = _FIRST_BIN_S
     replicas["excused"] = np.where(replicas["up_s"] > 0, np.nan, 0.0)
-    for place in ("waiting_head", "waiting_tail", "last", "partial"):
+    for place in ("waiting_head", "waiting_tail", "last", "partial", "kept_first", "kept_last"):
         replicas[place] = -1
+    seen = np.zeros((routers, len(fleet)), SEEN)
+    seen["ttft_ratio"] = seen["tpot_ratio"] = 1.0
     most = int(replicas["max_sequences"].max())
     return State(
         replicas,
+        seen,
+        np.zeros((routers, 0), HOME),
+        np.zeros((len(fleet), 0), KEPT),
         free_pool(CHUNK),
-        np.zeros((len(fleet), most), np.int64),
-        np.zeros((len(fleet), most), np.int64),
+        np.zeros((len(fleet), 2, most), np.int64),
         np.zeros((len(fleet), int(replicas["block_tokens"].max())), np.int64),
-        *tables,
+        prefill,
+        contexts,
+        np.stack([times, energies]),
         np.zeros((len(fleet), SERIES_BINS, 4)),
-        np.array([_FIRST_BIN_S]),
         np.zeros(CHUNK, COMPLETION),
-        np.array([0, 0]),
+        np.array([0, 0, 0]),
     )
 
 
 def _with_room(state: State, requests: int) -> State:
     """Return the state with room for so many more requests in the fleet."""
-    needed = int(state.replicas["outstanding"].sum()) + requests
+    needed = int(state.replicas["outstanding"].sum() + state.cursor[2]) + requests
     size = len(state.pool)
     if needed <= size:
         return state
@@ -352,3 +378,17 @@ def _with_room(state: State, requests: int) -> State:
     pool["next"][-1] = state.cursor[1]
     state.cursor[1] = size
     return state._replace(pool=pool, done=np.zeros(len(pool), COMPLETION))
+
+
+def _with_sessions(state: State, sessions: int, *, affine: bool) -> State:
+    """Return the state with room for so many sessions, which routers remember where they are `affine`."""
+    known = state.kept.shape[1]
+    if sessions <= known:
+        return state
+    more = max(sessions, 2 * known) - known
+    homes = _wider(state.homes, more) if affine else state.homes
+    return state._replace(kept=_wider(state.kept, more), homes=homes)
+
+
+def _wider(table: Records, more: int) -> Records:
+    return np.concatenate([table, np.zeros((len(table), more), table.dtype)], axis=1)

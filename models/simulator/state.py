@@ -28,10 +28,14 @@ REPLICA = np.dtype(
         ("up_s", np.float64),
         ("down_s", np.float64),
         ("window", np.int64),
-        # Where it stands: its clock, decode steps so far, and free blocks.
+        # Where it stands: its clock, decode steps so far, free blocks, how many of them keep prefixes of sessions, and
+        # the sessions whose prefixes were used longest ago and last.
         ("now_s", np.float64),
         ("step", np.int64),
         ("free", np.int64),
+        ("kept", np.int64),
+        ("kept_first", np.int64),
+        ("kept_last", np.int64),
         # Sequences that run, those of them that decode, and the KV tokens of the latter.
         ("running", np.int64),
         ("decoding", np.int64),
@@ -45,14 +49,7 @@ REPLICA = np.dtype(
         ("outstanding", np.int64),
         ("assigned", np.int64),
         ("finished", np.int64),
-        # Under a rule that predicts: prompt tokens without a first token, tokens expected of all that are here, and how
-        # many of each the last iteration took off; observed over predicted latencies, and how they follow.
-        ("waiting_tokens", np.float64),
-        ("held_tokens", np.float64),
-        ("first_tokens", np.float64),
-        ("ended_tokens", np.float64),
-        ("ttft_ratio", np.float64),
-        ("tpot_ratio", np.float64),
+        # Under a rule that predicts: how observed over predicted latencies follow what is seen.
         ("gain", np.float64),
         ("least_ratio", np.float64),
         ("most_ratio", np.float64),
@@ -62,26 +59,59 @@ REPLICA = np.dtype(
         ("busy_s", np.float64),
         ("idle_s", np.float64),
         ("energy_j", np.float64),
+        # Width of a bin of the series, which is that of all.
+        ("bin_s", np.float64),
     ]
 )
+
+SEEN = np.dtype(
+    [
+        # Requests that this router sent there, and how many the engine said, when it was asked last, that others did.
+        ("in_flight", np.int64),
+        ("others", np.int64),
+        # Of its own: prompt tokens without a first token, and tokens expected of all.
+        ("waiting_tokens", np.float64),
+        ("held_tokens", np.float64),
+        # What the iteration that ends at `until_s` takes off: requests, and both tokens. It is there until then.
+        ("until_s", np.float64),
+        ("ended", np.int64),
+        ("first_tokens", np.float64),
+        ("ended_tokens", np.float64),
+        # Observed over predicted latencies.
+        ("ttft_ratio", np.float64),
+        ("tpot_ratio", np.float64),
+    ]
+)
+"""A replica as one router sees it."""
+
+HOME = np.dtype([("replica", np.int64), ("tokens", np.int64)])
+"""Which replica served the last turn of a session, as one router knows it, and that prompt's tokens; 0: none."""
+
+KEPT = np.dtype([("blocks", np.int64), ("before", np.int64), ("after", np.int64)])
+"""Blocks of a session's prefix that a replica keeps, and the sessions before and after in the order of last use."""
 
 REQUEST = np.dtype(
     [
         ("row", np.int64),
         ("bucket", np.int64),
+        ("session", np.int64),  # -1: none
+        ("router", np.int64),  # that sent it by a rule; -1: none
         ("arrival_s", np.float64),
+        ("sent_s", np.float64),
         ("first_s", np.float64),
         ("prompt", np.int64),
         ("output", np.int64),
+        ("cached", np.int64),  # tokens of the prompt that its replica had kept
         # Tokens in the cache and tokens generated, both as of the step `joined` for one that decodes; -1 for others.
         ("computed", np.int64),
         ("generated", np.int64),
         ("joined", np.int64),
         ("prefilled", np.int64),  # 1: its cache came with it
         ("preemptions", np.int64),
-        # Latencies that were predicted, 0 where none was, and tokens that were expected.
+        # What its router predicted: latencies, prompt tokens to prefill, and tokens in all.
         ("ttft_s", np.float64),
         ("tpot_s", np.float64),
+        ("waiting", np.float64),
         ("held", np.float64),
         ("previous", np.int64),
         ("next", np.int64),
@@ -94,7 +124,9 @@ COMPLETION = np.dtype(
         ("bucket", np.int64),
         ("replica", np.int64),  # -1: none could take it
         ("preemptions", np.int64),
+        ("cached", np.int64),
         ("arrival_s", np.float64),
+        ("deferred_s", np.float64),  # that it waited with its router, for the sake of the policy
         ("ttft_s", np.float64),
         ("tpot_s", np.float64),
         ("e2e_s", np.float64),

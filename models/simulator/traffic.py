@@ -24,18 +24,25 @@ class Traffic:
         At least 1.
     buckets : (N,)
         What each is to a dispatcher that tells requests apart, a number from 0; all 0 where nobody says.
+    sessions : (N,)
+        The conversation that each is a turn of, a number from 0: its prompt begins with the turns before, and their
+        answers. -1, and everywhere where nobody says: none.
     """
 
     arrivals_s: Floats
     input_tokens: Ints
     output_tokens: Ints
     buckets: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    sessions: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         if not len(self.buckets):
             object.__setattr__(self, "buckets", np.zeros(len(self.arrivals_s), np.int64))
-        if not len(self.arrivals_s) == len(self.input_tokens) == len(self.output_tokens) == len(self.buckets):
-            raise InputError("traffic: arrivals, input tokens, output tokens and buckets differ in number")
+        if not len(self.sessions):
+            object.__setattr__(self, "sessions", np.full(len(self.arrivals_s), -1))
+        columns = (self.input_tokens, self.output_tokens, self.buckets, self.sessions)
+        if any(len(column) != len(self.arrivals_s) for column in columns):
+            raise InputError("traffic: arrivals, input tokens, output tokens, buckets and sessions differ in number")
         if len(self) and (not np.isfinite(self.arrivals_s).all() or self.arrivals_s[0] < 0):
             raise InputError("traffic: an arrival is not a finite time from 0")
         if (np.diff(self.arrivals_s) < 0).any():
@@ -44,6 +51,8 @@ class Traffic:
             raise InputError("traffic: a request has no input or no output token")
         if len(self) and self.buckets.min() < 0:
             raise InputError("traffic: a bucket is below 0")
+        if len(self) and self.sessions.min() < -1:
+            raise InputError("traffic: a session is below 0, and not -1, which is none")
 
     def __len__(self) -> int:
         return len(self.arrivals_s)
@@ -51,7 +60,8 @@ class Traffic:
     def part(self, start: int, stop: int) -> Traffic:
         """Return the requests from `start` up to `stop`."""
         rows = slice(start, stop)
-        return Traffic(self.arrivals_s[rows], self.input_tokens[rows], self.output_tokens[rows], self.buckets[rows])
+        lengths = self.input_tokens[rows], self.output_tokens[rows]
+        return Traffic(self.arrivals_s[rows], *lengths, self.buckets[rows], self.sessions[rows])
 
 
 def poisson(

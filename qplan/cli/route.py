@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,8 @@ SOLVE_EXAMPLES = """
 
   qplan route solve fleet.json demand.yaml -o policy.json --batch nightly=4h --levels 24
 
+  qplan route solve fleet.json demand.yaml -o policy.json --trace last-week.csv
+
 A fleet is that of qplan simulate, or a plan of qplan capacity --json; a demand is that of qplan capacity.
 """
 SIMULATE_EXAMPLES = """
@@ -41,6 +44,8 @@ SIMULATE_EXAMPLES = """
   qplan route simulate policy.json fleet.json demand.yaml --qps 12 --requests 20000 --policy energy --policy random
 
   qplan route simulate policy.json fleet.json demand.yaml --qps 12 --times-off 1.3 --lengths-off 0.7 --json
+
+  qplan route simulate policy.json fleet.json demand.yaml --qps 12 --routers 4 --turns 4
 """
 EXPORT_EXAMPLES = """
 [bold]Examples[/bold]
@@ -58,6 +63,9 @@ DemandFile = Annotated[Path, typer.Argument(metavar="DEMAND", help="Demand (YAML
 Fitted = Annotated[Path | None, typer.Option(metavar="FILE", help="What qplan fit saved, for what profiles lack.")]
 Solver = Annotated[str, typer.Option(metavar="NAME", help="highs, pulp:SOLVER, or another that is installed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RequestClass = Annotated[
+    str | None, typer.Option("--class", metavar="NAME", help="Class of the trace's requests; default: the first.")
+]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of arrivals, lengths and draws.")]
 
 
@@ -72,6 +80,13 @@ def solve(
         typer.Option(metavar="CLASS=TIME", help="A class that may wait so long for a trough; repeatable."),
     ] = None,
     sleep: Annotated[bool, typer.Option("--sleep/--no-sleep", help="Whether replicas may sleep.")] = True,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Requests of the past (CSV as Azure's), by whose bursts it is tried; else Poisson."
+        ),
+    ] = None,
+    request_class: RequestClass = None,
     solver: Solver = "highs",
     fitted: Fitted = None,
     seed: Seed = 0,
@@ -86,7 +101,8 @@ def solve(
     deadlines = dict(_deadline(text, asked) for text in batch or ())
     with working("simulating replicas, and solving"):
         model, _ = _model(fleet, asked, fitted, seed, sleep=sleep)
-        policy = solve_policy(model, solver=solver, levels=levels, deadlines_s=deadlines, seed=seed)
+        seen = None if trace is None else _seen(model, trace, request_class, seed)
+        policy = solve_policy(model, solver=solver, levels=levels, deadlines_s=deadlines, seen=seen, seed=seed)
     if out is not None:
         write_policy(out, policy)
     if json_output:
@@ -101,9 +117,7 @@ def simulate(
     fleet: FleetFile,
     demand: DemandFile,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Trace to replay: CSV as Azure's.")] = None,
-    request_class: Annotated[
-        str | None, typer.Option("--class", metavar="NAME", help="Class of the trace's requests; default: the first.")
-    ] = None,
+    request_class: RequestClass = None,
     speed_up: Annotated[float, typer.Option(metavar="X", help="Replay the trace so many times as fast.")] = 1.0,
     qps: Annotated[
         str | None, typer.Option(metavar="RATE", help="Poisson arrivals of the demand, not a trace.")
@@ -119,6 +133,11 @@ def simulate(
     lengths_off: Annotated[
         float, typer.Option(metavar="X", help="Let it expect so many times the output tokens.")
     ] = 1.0,
+    routers: Annotated[int, typer.Option(min=1, metavar="N", help="Routers among which requests are spread.")] = 1,
+    engine_metrics: Annotated[bool, typer.Option(help="Whether engines tell routers what others sent them.")] = True,
+    turns: Annotated[
+        float | None, typer.Option(min=1.0, metavar="X", help="With --qps: conversations of so many turns in the mean.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the comparison (.png or .html).")] = None,
     solver: Solver = "highs",
     fitted: Fitted = None,
@@ -131,6 +150,7 @@ def simulate(
     from qplan.report.routing import print_replay
     from qplan.report.routing_plots import draw_replay
     from qplan.solvers.backends import open_backend
+    from qplan.solvers.routing.compiled import SCRAPE_S
     from qplan.solvers.routing.replaying import POLICIES, replay
     from qplan.solvers.routing.solving import misled
 
@@ -138,6 +158,8 @@ def simulate(
         check_plot(plot)
     if (trace is None) == (qps is None):
         raise InputError("what arrives? expected either --trace or --qps")
+    if turns is not None and qps is None:
+        raise InputError("--turns makes conversations of arrivals that are drawn; expected --qps")
     for name in policies or ():
         if name not in POLICIES:
             raise InputError(
@@ -147,7 +169,7 @@ def simulate(
     with working("simulating"):
         model, full = _model(fleet, asked, fitted, seed, limits=False)
         _check_same(followed, model)
-        traffic, classes, source = _traffic(model, trace, request_class, speed_up, qps, requests, seed)
+        traffic, classes, source = _traffic(model, trace, request_class, speed_up, qps, requests, turns, seed)
         found = replay(
             model,
             misled(followed, times=times_off, lengths=lengths_off),
@@ -156,6 +178,8 @@ def simulate(
             names=policies,
             full=full,
             backend=open_backend(solver) if bound else None,
+            routers=routers,
+            scrape_s=SCRAPE_S if engine_metrics else math.inf,
             seed=seed,
         )
     if plot is not None:
@@ -251,6 +275,7 @@ def _traffic(
     speed_up: float,
     qps: str | None,
     requests: int | None,
+    turns: float | None,
     seed: int,
 ) -> tuple[Traffic, Ints, str]:
     """Return the requests, the class of each, and what they are in words."""
@@ -264,20 +289,42 @@ def _traffic(
         rate = parse_rate(qps, "--qps")
         if not rate > 0:
             raise InputError(f"--qps: '{qps}'; expected more than 0")
-        traffic = model.lengths.draw(rate, requests or DEFAULT_REQUESTS, seed)
-        return traffic, model.lengths.request_class[traffic.buckets], f"{model.demand.name} at {rate:g} req/s"
+        source, count = f"{model.demand.name} at {rate:g} req/s", requests or DEFAULT_REQUESTS
+        if turns is None:
+            traffic = model.lengths.draw(rate, count, seed)
+        else:
+            longest = min(replica.max_context for replica in model.replicas)
+            traffic = model.lengths.converse(rate, count, seed, turns, longest)
+            source = f"{source}, conversations of {turns:g} turns"
+        return traffic, model.lengths.request_class[traffic.buckets], source
     assert trace is not None
     if not (np.isfinite(speed_up) and speed_up > 0):
         raise InputError(f"--speed-up: {speed_up:g}; expected more than 0")
-    names = model.lengths.names
-    name = request_class or names[0]
-    if name not in names:
-        raise InputError(f"--class: unknown '{name}'; expected {', '.join(names)}{nearest(name, names)}")
+    number = _class_number(model, request_class)
     recorded = read_trace(trace, "--trace")
     whole = Traffic(recorded.schedule(speed_up), recorded.input_tokens, recorded.output_tokens)
     traffic = whole if requests is None else whole.part(0, requests)
     source = f"{trace.name}, {speed_up:g} times as fast" if speed_up != 1 else trace.name
-    return traffic, np.full(len(traffic), names.index(name)), source
+    return traffic, np.full(len(traffic), number), source
+
+
+def _seen(model: FleetModel, trace: Path, request_class: str | None, seed: int) -> Traffic:
+    """Return the requests of the past on which a policy is tried."""
+    from qplan.measure.load.traces import read_trace
+    from qplan.models.simulator.traffic import Traffic
+    from qplan.solvers.routing.trying import as_seen
+
+    number = _class_number(model, request_class)
+    recorded = read_trace(trace, "--trace")
+    past = Traffic(recorded.schedule(1.0), recorded.input_tokens, recorded.output_tokens)
+    return as_seen(model.lengths, past, number, seed)
+
+
+def _class_number(model: FleetModel, name: str | None) -> int:
+    names = model.lengths.names
+    if name is not None and name not in names:
+        raise InputError(f"--class: unknown '{name}'; expected {', '.join(names)}{nearest(name, names)}")
+    return names.index(name) if name is not None else 0
 
 
 for _command, _examples in ((solve, SOLVE_EXAMPLES), (simulate, SIMULATE_EXAMPLES), (export, EXPORT_EXAMPLES)):

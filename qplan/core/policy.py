@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 from qplan.core.errors import InputError
@@ -158,6 +159,22 @@ class PolicyLevel:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyStandby:
+    """What stays awake for bursts, which are there before a replica wakes.
+
+    Attributes
+    ----------
+    load_qps
+        Mean over an hour, in requests/s of the demand's mix, up to which these suffice.
+    awake : (G,)
+        Replicas of each group that never sleep at such a load.
+    """
+
+    load_qps: float
+    awake: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """How a fleet routes.
 
@@ -173,6 +190,11 @@ class Policy:
         Replicas are kept awake for so many times the load that is seen.
     levels
         By rising load; the last is all that the fleet serves within the SLOs.
+    standby
+        By rising load; beyond the last all stay awake. Empty: replicas sleep by the load of the moment alone.
+    hours, carbon : (P,)
+        Lengths of periods, which repeat, and grams of CO2e per kWh in each, for classes that may wait for a cleaner
+        one; nothing where nobody said.
     """
 
     name: str
@@ -184,6 +206,9 @@ class Policy:
     buckets: tuple[PolicyBucket, ...]
     groups: tuple[PolicyGroup, ...]
     levels: tuple[PolicyLevel, ...]
+    standby: tuple[PolicyStandby, ...] = ()
+    hours: tuple[float, ...] = ()
+    carbon: tuple[float, ...] = ()
     provenance: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -212,8 +237,22 @@ class Policy:
         for level in self.levels:
             if len(level.awake) != len(self.groups) or any(len(row) != len(self.groups) for row in level.shares):
                 raise InputError(f"policy {self.name}: the level {level.load_qps:g} req/s is for other groups")
-        if any(after.load_qps <= before.load_qps for before, after in zip(self.levels, self.levels[1:], strict=False)):
+        if any(after.load_qps <= before.load_qps for before, after in pairwise(self.levels)):
             raise InputError(f"policy {self.name}: the loads of its levels do not rise")
+        if any(len(one.awake) != len(self.groups) for one in self.standby):
+            raise InputError(f"policy {self.name}: what stands by is of other groups")
+        if any(after.load_qps <= before.load_qps for before, after in pairwise(self.standby)):
+            raise InputError(f"policy {self.name}: the loads for which replicas stand by do not rise")
+        if len(self.hours) != len(self.carbon) or not all(hours > 0 for hours in self.hours):
+            raise InputError(
+                f"policy {self.name}: carbon of {len(self.carbon)} periods, and {len(self.hours)} lengths of them; "
+                "expected a length above 0 for each"
+            )
+
+    @property
+    def period_s(self) -> tuple[float, ...]:
+        """Seconds at which the periods begin, and the last ends, (P + 1,)."""
+        return (0.0, *accumulate(3600.0 * hours for hours in self.hours))
 
     @property
     def group_of(self) -> tuple[int, ...]:
@@ -246,8 +285,9 @@ class Policy:
             fields["buckets"] = tuple(PolicyBucket(**one) for one in fields["buckets"])
             fields["groups"] = tuple(PolicyGroup(**_tuples(one)) for one in fields["groups"])
             fields["levels"] = tuple(PolicyLevel(**_tuples(one)) for one in fields["levels"])
+            fields["standby"] = tuple(PolicyStandby(**_tuples(one)) for one in fields.get("standby", ()))
             fields["assumptions"] = tuple(Assumption(**one) for one in fields.get("assumptions", ()))
-            for name in ("provenance", "warnings"):
+            for name in ("provenance", "warnings", "hours", "carbon"):
                 fields[name] = tuple(fields.get(name, ()))
             policy = cls(**fields)
             for one in policy.classes:

@@ -92,7 +92,8 @@ def print_replay(replay: Replay, model: FleetModel, source: str, plot: Path | No
     slos = [(k, n, slo) for k, one in enumerate(model.demand.classes) for n, slo in enumerate(one.slos)]
     several = len(model.demand.classes) > 1
     named = (f"{model.demand.classes[k].name} {slo}" if several else str(slo) for k, _, slo in slos)
-    for title in ("policy", "energy", "saved", "gap closed", *named, "within all", "quality", "$"):
+    carbon = ("CO2e",) if any(model.demand.carbon) else ()
+    for title in ("policy", "energy", *carbon, "saved", "gap closed", *named, "within all", "quality", "$"):
         table.add_column(title, justify="left" if title == "policy" else "right")
     least = _baseline(replay)
     for one in replay.outcomes:
@@ -100,6 +101,7 @@ def print_replay(replay: Replay, model: FleetModel, source: str, plot: Path | No
         table.add_row(
             one.name,
             f"{one.energy_j / 3.6e6:.3f} kWh",
+            *(() if one.carbon_kg is None else (f"{1000 * one.carbon_kg:,.0f} g",)),
             "—" if least is None else f"{1 - one.energy_j / least.energy_j:.1%}",
             "—" if closed is None or one.name == BASELINE else f"{closed:.0%}",
             *(_attained(one.attainment[k][n], slo.percentile) for k, n, slo in slos),
@@ -113,6 +115,12 @@ def print_replay(replay: Replay, model: FleetModel, source: str, plot: Path | No
     facts = facts_table()
     facts.add_row("saved", f"against {BASELINE}; gap: from it down to the bound, which no router can go below")
     facts.add_row("all but sleeping", "keep every replica awake; $ are for the GPUs of replicas that are awake")
+    waited = {one.name: max(one.deferred_s) for one in replay.outcomes if any(one.deferred_s)}
+    if waited:
+        facts.add_row("waited", ", ".join(f"{name}: {time_s:,.0f} s in the mean" for name, time_s in waited.items()))
+    cached = {one.name: one.cached for one in replay.outcomes if one.cached}
+    if cached:
+        facts.add_row("prompts cached", ", ".join(f"{name}: {share:.0%}" for name, share in cached.items()))
     refused = {one.name: one.refused for one in replay.outcomes if one.refused}
     if refused:
         facts.add_row("[yellow]refused[/yellow]", ", ".join(f"{name}: {count:,}" for name, count in refused.items()))

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
+from qplan.core.errors import InputError
 from qplan.core.policy import Policy
 from qplan.models.simulator.dispatch import Ruled
-from qplan.solvers.routing.online import GAIN, PLANNED, RATE_S, RATIOS, SAVED, work
+from qplan.models.steptimes import Floats
+from qplan.solvers.routing.online import (
+    ASK_AGAIN_S,
+    ASK_GAP_S,
+    CLEANER,
+    GAIN,
+    PLANNED,
+    RATE_S,
+    RATIOS,
+    SAVED,
+    TROUGH,
+    work,
+)
+
+SCRAPE_S = 1.0
+"""How often a router reads the metrics of engines."""
 
 
-def ruled(policy: Policy, gain: float = GAIN) -> Ruled:
+def ruled(
+    policy: Policy, gain: float = GAIN, *, routers: int = 1, scrape_s: float = SCRAPE_S, affinity: bool = True
+) -> Ruled:
     """Return the dispatch of a policy for its replicas in order.
 
     Parameters
     ----------
     gain
         How fast predictions follow what is observed; 0: not at all.
+    routers, scrape_s, affinity
+        As in :class:`Ruled`. Each router takes the policy's levels for its part of the load.
+
+    Raises
+    ------
+    InputError
+        numba is missing.
     """
+    try:
+        from qplan.models.simulator.kernel import Rule
+    except ImportError:
+        raise InputError("simulating needs numba: pip install 'qplan[models]'") from None
     names = [one.name for one in policy.classes]
     quality = np.array([[group.quality.get(name, np.nan) for group in policy.groups] for name in names])
     class_of = np.array([names.index(bucket.request_class) for bucket in policy.buckets])
@@ -33,29 +64,40 @@ def ruled(policy: Policy, gain: float = GAIN) -> Ruled:
         [[_filled(row, group.in_flight, most) for row in group.energy_among_j] for group in policy.groups]
     )  # (G, B, F)
     tpot_s = min(one.threshold_s("tpot") for one in policy.classes)
-    return Ruled(
-        groups=np.array(policy.group_of),
-        loads_qps=np.array([level.load_qps for level in policy.levels]),
+    rule = Rule(
+        loads_qps=_floats(level.load_qps / routers for level in policy.levels),
         energy_j=energy_j,
         worth_j=worth,
         planned=planned,
         quality=quality,
-        floor=np.array([one.quality_floor or 0.0 for one in policy.classes]),
+        floor=_floats(one.quality_floor or 0.0 for one in policy.classes),
+        deadline_s=_floats(one.deadline_s or 0.0 for one in policy.classes),
         bucket_class=class_of,
-        expected_tokens=np.array([bucket.output_tokens for bucket in policy.buckets]),
-        longest_tokens=np.array([bucket.output_p90 for bucket in policy.buckets]),
-        work=np.array(work(policy)),
-        ttft_s=np.array([one.threshold_s("ttft") for one in policy.classes]),
-        e2e_s=np.array([one.threshold_s("e2e") for one in policy.classes]),
-        prefill_s=np.array([group.prefill_s_per_token for group in policy.groups]),
-        kv_tokens=np.array([group.kv_tokens for group in policy.groups]),
-        max_sequences=np.array([group.max_sequences for group in policy.groups], dtype=float),
+        expected_tokens=_floats(bucket.output_tokens for bucket in policy.buckets),
+        longest_tokens=_floats(bucket.output_p90 for bucket in policy.buckets),
+        work=_floats(work(policy)),
+        ttft_s=_floats(one.threshold_s("ttft") for one in policy.classes),
+        e2e_s=_floats(one.threshold_s("e2e") for one in policy.classes),
+        prefill_s=_floats(group.prefill_s_per_token for group in policy.groups),
+        prefill_j=_floats(group.prefill_j_per_token for group in policy.groups),
+        kv_tokens=_floats(group.kv_tokens for group in policy.groups),
+        max_sequences=_floats(group.max_sequences for group in policy.groups),
         in_flight=axis,
         step_s=step,
         tpot_s=tpot,
         among_j=among,
-        limits=np.array([tpot_s, policy.miss_j, policy.margin, SAVED, RATE_S, gain, *RATIOS]),
+        period_s=_floats(policy.period_s),
+        carbon=_floats(policy.carbon),
+        limits=_floats((tpot_s, policy.miss_j, policy.margin, SAVED, RATE_S, gain, *RATIOS)),
+        patience=_floats((TROUGH, ASK_AGAIN_S, ASK_GAP_S, CLEANER)),
     )
+    # In one layout, whatever the policy: for each other one the loop is compiled anew.
+    rule = Rule._make(np.ascontiguousarray(values) for values in rule)
+    return Ruled(np.array(policy.group_of), rule, routers, scrape_s, affinity)
+
+
+def _floats(values: Iterable[float]) -> Floats:
+    return np.array(list(values), np.float64)
 
 
 def _filled(values: tuple[float, ...], axis: tuple[float, ...], length: int) -> list[float]:

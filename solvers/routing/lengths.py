@@ -14,6 +14,9 @@ from qplan.models.steptimes import Floats, Ints
 QUANTILES = (0.5, 0.9)
 """Of the input length of a class, at which it is cut."""
 
+READ_S, THINK_S = 0.05, 30.0
+"""In a conversation: seconds to read a token, and mean seconds to think."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lengths:
@@ -126,11 +129,44 @@ class Lengths:
         """Draw Poisson arrivals of the demand's mix."""
         random = np.random.default_rng(seed)
         arrivals_s = np.cumsum(random.exponential(size=requests)) / rate_qps
+        kinds, given, made = self._kinds(requests, random)
+        return Traffic(arrivals_s, given, made, self.kind_bucket[kinds])
+
+    def converse(self, rate_qps: float, requests: int, seed: int, turns: float, longest_tokens: int) -> Traffic:
+        """Draw conversations that begin as a Poisson stream, with so many turns in the mean.
+
+        The number of turns is geometric. What a user adds in a turn, and the answer, are as long as a request of the
+        demand is, all of one class; the prompt is all that was said before, and that. A user reads the answer while it
+        comes, thinks for an exponential time, and begins anew rather than go beyond `longest_tokens`.
+        """
+        random = np.random.default_rng(seed)
+        kinds, given, made = self._kinds(requests, random)
+        classes = self.request_class[self.kind_bucket[kinds]]
+        begins = random.random(requests) < 1.0 / turns
+        begins[0] = True
+        starts_s = np.cumsum(random.exponential(size=requests)) * turns / rate_qps
+        thinks_s = random.exponential(THINK_S, requests)
+        arrivals_s, prompts, session, n = np.zeros(requests), given.copy(), np.cumsum(begins) - 1, -1
+        for row in range(requests):
+            said = 0 if begins[row] else int(prompts[row - 1] + made[row - 1])
+            if begins[row] or said + given[row] + made[row] > longest_tokens:
+                n += 1
+                arrivals_s[row] = starts_s[n]
+            else:
+                classes[row], prompts[row] = classes[row - 1], said + given[row]
+                arrivals_s[row] = arrivals_s[row - 1] + READ_S * made[row - 1] + thinks_s[row]
+            session[row] = n
+        order = np.argsort(arrivals_s, kind="stable")
+        columns = (prompts, made, self.bucket_of(classes, prompts), session)
+        return Traffic(arrivals_s[order], *(column[order] for column in columns))
+
+    def _kinds(self, requests: int, random: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+        """Draw kinds of requests; return them, and their lengths in whole tokens."""
         kinds = random.choice(len(self.kind_weight), requests, p=self.kind_weight / self.kind_weight.sum())
         given, made = (
             np.maximum(np.rint(values[kinds]), 1).astype(np.int64) for values in (self.kind_input, self.kind_output)
         )
-        return Traffic(arrivals_s, given, made, self.kind_bucket[kinds])
+        return kinds, given, made
 
 
 def _quantile(values: Floats, weights: Floats, quantile: float) -> float:

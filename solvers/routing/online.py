@@ -16,6 +16,10 @@ every sequence that joins, and the emptiest run dry and may sleep. So the planne
 one after another, and others are begun when the latency is worth it: that is the order of spilling. Where a request
 fits no replica, it goes to the one that is the least beyond.
 
+A request of a class with a deadline waits for the first period of the grid that is about as clean as the cleanest by
+then, where that is cleaner enough; else until a replica has room to spare, one that runs a batch anyway unless the next
+period is dirtier. When it is due it goes wherever it costs least then.
+
 The floor on a class's mean quality is a ledger: a replica below it takes a request only out of what replicas above it
 have saved before, so the floor holds at every moment. The policy's price of quality says where that is best spent; it
 falls as more is saved, so that what is there is spent.
@@ -37,15 +41,25 @@ from qplan.core.policy import Policy
 RATE_S = 30.0
 """Time constant of the load that is seen, in seconds."""
 
+STEADY_S = 3600.0
+"""Time constant of the mean load, which decides how much is kept in hand for bursts."""
+
 GAIN = 0.002
 """Part of the log of observed over predicted latency by which a replica's ratio moves with each observation."""
 
 RATIOS = (0.25, 4.0)
 
 TROUGH = 0.7
-"""A request that may wait takes no replica beyond this part of what its SLOs allow."""
+"""A request that may wait fills a replica up to this part of what the SLOs allow."""
 
 ASK_AGAIN_S = 1.0
+"""When a request that waits for such a replica asks again, at the earliest."""
+
+ASK_GAP_S = 0.01
+"""Between two that ask again, so that thousands that wait cost little: they are asked in turn."""
+
+CLEANER = 0.3
+"""Part of its carbon for which a request waits for a cleaner period; less is not worth a fleet that is fuller then."""
 
 SAVED = 0.02
 """Quality above the floor, of one request, with which its price has fallen to a half."""
@@ -136,10 +150,14 @@ class OnlineRule:
     ----------
     policy
         What it follows.
+    horizon_s
+        When a first period of the policy's carbon begins, on the clock of `now_s`.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, horizon_s: float = 0.0) -> None:
         self.policy = policy
+        self._horizon_s, self._period_s = horizon_s, policy.period_s
+        self._asked_s = [-math.inf] * (1 + len(policy.carbon))
         self._classes = {one.name: one for one in policy.classes}
         self._buckets = {
             name: [n for n, bucket in enumerate(policy.buckets) if bucket.request_class == name]
@@ -150,7 +168,8 @@ class OnlineRule:
         self._tpot_s = min(one.threshold_s("tpot") for one in policy.classes)
         self._saved = dict.fromkeys(self._classes, 0.0)
         self._work = work(policy)
-        self._rate_qps, self._counted_s = 0.0, -math.inf
+        self._loads_qps = [level.load_qps for level in policy.levels]
+        self._rate_qps, self._steady_qps, self._counted_s = 0.0, 0.0, -math.inf
         self._awake: tuple[int, ...] = tuple(group.count for group in policy.groups)
         self._wanted_s = [[-math.inf] * (group.count + 1) for group in policy.groups]
         self._began_s: float | None = None
@@ -172,12 +191,17 @@ class OnlineRule:
         if not request.counted:
             self._count(bucket, now_s)
         name = request.request_class
-        found = self._found(request, bucket, states)
+        deadline_s = self._classes[name].deadline_s
+        due_s = -math.inf if deadline_s is None else request.arrived_s + deadline_s
+        found = self._found(request, bucket, states, TROUGH if now_s < due_s else 1.0)
         if found.replica is None:
             return found
-        deadline_s = self._classes[name].deadline_s
-        if deadline_s is not None and now_s < request.arrived_s + deadline_s and self._busy(found, states):
-            return Choice(None, wait_s=min(ASK_AGAIN_S, request.arrived_s + deadline_s - now_s))
+        if now_s < due_s:
+            cleaner, rises = self._outlook(now_s, due_s)
+            if cleaner is not None:
+                return Choice(None, wait_s=self._in_line(1 + cleaner[0], cleaner[1], due_s) - now_s)
+            if found.spilled or (states[found.replica].in_flight == 0 and not rises):
+                return Choice(None, wait_s=self._in_line(0, now_s + ASK_AGAIN_S, due_s) - now_s)
         floor = self._classes[name].quality_floor
         if floor is not None:
             self._saved[name] += self.policy.groups[states[found.replica].group].quality[name] - floor
@@ -186,6 +210,12 @@ class OnlineRule:
     def arrived(self, request_class: str, input_tokens: float, now_s: float) -> None:
         """Count a request in the load that is seen; :meth:`choose` does so itself."""
         self._count(self.bucket(request_class, input_tokens), now_s)
+
+    def take_back(self, request_class: str, state: ReplicaState) -> None:
+        """Take a request off the ledger of quality that `state` did not answer; it is asked about again, or is over."""
+        floor = self._classes[request_class].quality_floor
+        if floor is not None:
+            self._saved[request_class] -= self.policy.groups[state.group].quality[request_class] - floor
 
     def observe(self, state: ReplicaState, choice: Choice, ttft_s: float, tpot_s: float | None) -> None:
         """Learn from the latencies of a request that went to `state`; no TPOT of an answer of one token."""
@@ -196,19 +226,19 @@ class OnlineRule:
 
     def load_qps(self, now_s: float) -> float:
         """Return the load that is seen, in requests/s of the demand's mix."""
-        if self._began_s is None:
-            return 0.0
-        # What was seen for less than the time constant is weighed up to it.
-        seen = -math.expm1(-max(now_s - self._began_s, 1.0) / RATE_S)
-        return self._rate_qps * math.exp(-(now_s - self._counted_s) / RATE_S) / seen
+        return self._mean_qps(self._rate_qps, RATE_S, now_s)
 
     def awake(self, now_s: float) -> tuple[int, ...]:
-        """Return how many replicas of each group are to be awake: what the load needs, or needed `hold_s` ago."""
+        """Return how many replicas of each group are to be awake.
+
+        It is what the load needs, or needed within the last `hold_s`, and at least what stands by at its mean.
+        """
         if self._began_s is None:
             return self._awake
         level = self.policy.levels[self._level(self.load_qps(now_s) * self.policy.headroom)]
-        for group, count in enumerate(level.awake):
-            self._wanted_s[group][count] = now_s
+        standby = self._standby(self._mean_qps(self._steady_qps, STEADY_S, now_s))
+        for group, counts in enumerate(zip(level.awake, standby, strict=True)):
+            self._wanted_s[group][max(counts)] = now_s
         oldest_s = now_s - self.policy.hold_s
         if oldest_s < self._began_s:  # nothing is known of before
             return self._awake
@@ -234,18 +264,35 @@ class OnlineRule:
             self._began_s = self._counted_s = now_s
         passed_s = max(now_s - self._counted_s, 0.0)
         self._rate_qps = self._rate_qps * math.exp(-passed_s / RATE_S) + self._work[bucket] / RATE_S
+        self._steady_qps = self._steady_qps * math.exp(-passed_s / STEADY_S) + self._work[bucket] / STEADY_S
         self._counted_s += passed_s
 
-    def _level(self, load_qps: float) -> int:
-        levels = self.policy.levels
-        return min(bisect_left([level.load_qps for level in levels], load_qps), len(levels) - 1)
+    def _mean_qps(self, rate_qps: float, constant_s: float, now_s: float) -> float:
+        """Return a load that was counted with a time constant, as of now."""
+        if self._began_s is None:
+            return 0.0
+        # What was seen for less than the time constant is weighed up to it.
+        seen = -math.expm1(-max(now_s - self._began_s, 1.0) / constant_s)
+        return rate_qps * math.exp(-(now_s - self._counted_s) / constant_s) / seen
 
-    def _found(self, request: Request, bucket: int, states: Sequence[ReplicaState]) -> Choice:
+    def _standby(self, mean_qps: float) -> tuple[int, ...]:
+        """Return the replicas of each group that never sleep at a mean load."""
+        policy = self.policy
+        if not policy.standby:
+            return (0,) * len(policy.groups)
+        whole = tuple(group.count for group in policy.groups)
+        return next((one.awake for one in policy.standby if mean_qps <= one.load_qps), whole)
+
+    def _level(self, load_qps: float) -> int:
+        return min(bisect_left(self._loads_qps, load_qps), len(self._loads_qps) - 1)
+
+    def _found(self, request: Request, bucket: int, states: Sequence[ReplicaState], allowed: float) -> Choice:
+        """Return the best replica where a request may use this part of what the SLOs allow."""
         policy, name, about = self.policy, request.request_class, self.policy.buckets[bucket]
         floor = self._classes[name].quality_floor
         level = policy.levels[self._level(self._rate_qps)]
         planned = level.shares[bucket]
-        margin = policy.margin
+        margin = policy.margin / allowed
         price = level.quality_price.get(name, 0.0) / (1.0 + self._saved[name] / SAVED)
         output = min(about.output_tokens, request.max_output_tokens or math.inf)
         longest = min(about.output_p90, request.max_output_tokens or math.inf)
@@ -281,11 +328,39 @@ class OnlineRule:
         ttft_s, tpot_s, energy_j, used = best_times
         return Choice(best, used > 1, ttft_s, tpot_s, energy_j, expected)
 
-    def _busy(self, found: Choice, states: Sequence[ReplicaState]) -> bool:
-        """Whether a request that may wait had better: its replica is idle, which it would start, or nearly full."""
-        assert found.replica is not None
-        full = found.tpot_s * self.policy.margin > TROUGH * self._tpot_s
-        return found.spilled or states[found.replica].in_flight == 0 or full
+    def _in_line(self, line: int, wanted_s: float, due_s: float) -> float:
+        """Return when a request asks again: behind those that wait for the same, and when it is due at the latest."""
+        asks_s = max(wanted_s, self._asked_s[line] + ASK_GAP_S)
+        if asks_s >= due_s:
+            return due_s
+        self._asked_s[line] = asks_s
+        return asks_s
+
+    def _outlook(self, now_s: float, until_s: float) -> tuple[tuple[int, float] | None, bool]:
+        """Return which period by `until_s` is cleaner, and when it begins; else, whether the next is dirtier.
+
+        It is the first that is about as clean as the cleanest; ``None``: none is so much cleaner than now.
+        """
+        carbon, period_s = self.policy.carbon, self._period_s
+        if not carbon:
+            return None, False
+        since_s = (now_s - self._horizon_s) % period_s[-1]
+        start_s = now_s - since_s
+        now = min(bisect_right(period_s, since_s) - 1, len(carbon) - 1)
+        share = 1.0 - CLEANER
+        least, first, rises = carbon[now] * share, None, False
+        for n in range(now + 1, now + 1 + len(carbon)):
+            again, period = divmod(n, len(carbon))
+            begins_s = start_s + again * period_s[-1] + period_s[period]
+            if begins_s >= until_s:
+                break
+            if begins_s > now_s:
+                rises = rises or (n == now + 1 and carbon[period] * share > carbon[now])
+                if carbon[period] < least:
+                    least = carbon[period]
+                    if first is None or carbon[first[0]] * share > least:
+                        first = period, begins_s
+        return first, rises and first is None
 
 
 def choose(policy: Policy, request: Request, states: Sequence[ReplicaState]) -> int | None:

@@ -2,8 +2,8 @@
 
 Every policy serves the same requests with the same replicas, and energy counts up to the same time. Baselines keep
 all replicas awake, as they know nothing of sleep; so does ``energy``, the online rule alone. ``energy, sleeping`` lets
-replicas sleep as the policy says. ``all 16-bit`` is the fleet on the same GPUs without quantization, as far as it
-fits, under least requests.
+replicas sleep as the policy says; its schedule counts a request that waits when it comes. ``all 16-bit`` is the fleet
+on the same GPUs without quantization, as far as it fits, under least requests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from qplan.core.errors import InputError
 from qplan.core.policy import Policy
-from qplan.models.simulator.dispatch import Dispatch, Routing, Scored, Split
+from qplan.models.simulator.dispatch import Dispatch, Routing, Ruled, Scored, Split
 from qplan.models.simulator.replica import Replica
 from qplan.models.simulator.simulation import Simulation
 from qplan.models.simulator.state import Records
@@ -23,7 +23,7 @@ from qplan.models.simulator.traffic import Traffic
 from qplan.models.steptimes import Bools, Floats, Ints
 from qplan.solvers.backends import SolverBackend
 from qplan.solvers.routing.bound import clairvoyant
-from qplan.solvers.routing.compiled import ruled
+from qplan.solvers.routing.compiled import SCRAPE_S, ruled
 from qplan.solvers.routing.fleet import FleetModel
 from qplan.solvers.routing.online import GAIN
 from qplan.solvers.routing.sleeping import schedule
@@ -42,16 +42,23 @@ class Outcome:
     ----------
     energy_j
         All replicas up to the common end, waking included.
+    carbon_kg
+        CO2e of that, where the demand says the grid's by the hour.
     attainment : (K,)
-        Share of each class's requests within each of its SLOs, in their order.
+        Share of each class's requests within each of its SLOs, in their order; of one that may wait from when it went
+        to a replica, which is within its deadline.
     within
         Share of all requests within all their SLOs.
     cost
         US dollars of the GPUs while awake; ``None`` of the fleet at 16 bits, which has other replicas.
     quality : (K,)
         Mean; ``None`` there too, and of a baseline that used replicas which may not serve the class.
+    deferred_s : (K,)
+        Mean of the time that requests waited for a trough or a cleaner hour.
     requests : (G,)
         That each group served.
+    cached
+        Share of all prompt tokens that replicas had kept from the turns before.
     latency : (K,)
         p50 and p90 of TTFT and TPOT in seconds.
     series : (T, 2)
@@ -60,11 +67,14 @@ class Outcome:
 
     name: str
     energy_j: float
+    carbon_kg: float | None
     attainment: tuple[tuple[float, ...], ...]
     within: float
     cost: float | None
     quality: tuple[float | None, ...]
+    deferred_s: tuple[float, ...]
     requests: tuple[int, ...]
+    cached: float
     refused: int
     mean_tpot_s: float
     latency: tuple[Mapping[str, float], ...]
@@ -80,7 +90,8 @@ class Replay:
     outcomes
         In the order asked for.
     bound_j
-        Least energy with which any router serves it; ``None`` where it was not asked for.
+        Least energy with which any router serves it; ``None`` where it was not asked for, or requests share prefixes,
+        which it takes to be prefilled each time.
     """
 
     requests: int
@@ -119,6 +130,9 @@ def replay(
     full: Sequence[Replica] = (),
     backend: SolverBackend | None = None,
     gain: float = GAIN,
+    routers: int = 1,
+    scrape_s: float = SCRAPE_S,
+    affinity: bool = True,
     seed: int = 0,
 ) -> Replay:
     """Serve `traffic` under the policies called `names`, all by default.
@@ -134,8 +148,8 @@ def replay(
         The fleet at 16 bits, for ``all 16-bit``; without it there is none.
     backend
         Solves for the bound; without it there is none.
-    gain
-        How fast predictions follow what is observed.
+    gain, routers, scrape_s, affinity
+        Of the online rule, as in :func:`qplan.solvers.routing.compiled.ruled`.
 
     Raises
     ------
@@ -146,9 +160,11 @@ def replay(
     wanted = names or [name for name in POLICIES if full or name != FULL]
     if FULL in wanted and not full:
         raise InputError(f"{FULL}: the model fits none of the fleet's GPUs without quantization")
-    runs = [_run(name, model, policy, traffic, full, gain, seed) for name in wanted]
+    rule = ruled(policy, gain, routers=routers, scrape_s=scrape_s, affinity=affinity)
+    runs = [_run(name, model, policy, rule, traffic, full, seed) for name in wanted]
     end_s = max(run.simulation.use().end_s for run in runs)
-    bound = None if backend is None else clairvoyant(model, traffic, classes, end_s, backend)
+    shared = bool((traffic.sessions >= 0).any())
+    bound = None if backend is None or shared else clairvoyant(model, traffic, classes, end_s, backend)
     outcomes = tuple(_outcome(run, model, traffic, classes, end_s) for run in runs)
     return Replay(len(traffic), end_s, outcomes, bound)
 
@@ -157,18 +173,20 @@ def _run(
     name: str,
     model: FleetModel,
     policy: Policy,
+    rule: Ruled,
     traffic: Traffic,
     full: Sequence[Replica],
-    gain: float,
     seed: int,
 ) -> _Run:
     fleet: Sequence[Replica] = full if name == FULL else model.replicas
     waking_j = 0.0
     dispatch: Routing
     if name in (ENERGY, SLEEPING):
-        dispatch = ruled(policy, gain)
+        dispatch = rule
     elif name == "session-hash":
-        traffic = replace(traffic, buckets=np.random.default_rng(seed).integers(0, SESSIONS, len(traffic)))
+        drawn = np.random.default_rng(seed).integers(0, SESSIONS, len(traffic))
+        of = np.where(traffic.sessions >= 0, traffic.sessions % SESSIONS, drawn)
+        traffic = replace(traffic, buckets=of)
         dispatch = Split(np.eye(len(fleet))[np.arange(SESSIONS) % len(fleet)])
     elif name == "cheapest-first":
         dispatch = _cheapest_first(model)
@@ -207,7 +225,8 @@ def _outcome(run: _Run, model: FleetModel, traffic: Traffic, classes: Ints, end_
         mine = classes == k
         row = []
         for slo in one.slos:
-            met = served & ~(done[f"{slo.metric}_s"] > slo.threshold_s)  # NaN: a TPOT of one token
+            waited_s = 0.0 if slo.metric == "tpot" else done["deferred_s"]
+            met = served & ~(done[f"{slo.metric}_s"] - waited_s > slo.threshold_s)  # NaN: a TPOT of one token
             within &= met | ~mine
             row.append(float(met[mine].mean()) if mine.any() else 1.0)
         attainment.append(tuple(row))
@@ -223,6 +242,7 @@ def _outcome(run: _Run, model: FleetModel, traffic: Traffic, classes: Ints, end_
         mine &= served
         used = [] if groups is None else grades[model.group_of[done["replica"][mine]]]
         quality.append(float(np.mean(used)) if np.size(used) and np.isfinite(used).all() else None)
+    kinds = len(model.demand.classes)
     steps = np.maximum(traffic.output_tokens - 1.0, 0.0)[served]
     tpot = np.nan_to_num(done["tpot_s"][served])
     counts = np.bincount(done["replica"][served], minlength=len(run.fleet))
@@ -232,11 +252,14 @@ def _outcome(run: _Run, model: FleetModel, traffic: Traffic, classes: Ints, end_
     return Outcome(
         run.name,
         energy + run.waking_j,
+        _carbon_kg(run, model, end_s),
         tuple(attainment),
         float(within.mean()),
         _cost(run, model, end_s),
         tuple(quality),
+        tuple(float(done["deferred_s"][classes == k].mean()) if (classes == k).any() else 0.0 for k in range(kinds)),
         tuple(int(one) for one in by_group),
+        float(done["cached"].sum() / traffic.input_tokens.sum()),
         int((~served).sum()),
         float(tpot @ steps / max(steps.sum(), 1.0)),
         tuple(latency),
@@ -251,6 +274,20 @@ def _cost(run: _Run, model: FleetModel, end_s: float) -> float | None:
     hours = [float(one.up_by_s(np.array([end_s]))[0]) / 3600 for one in run.fleet]
     prices = [model.groups[g].group.deployment.price_per_hour for g in model.group_of]
     return float(sum(h * price for h, price in zip(hours, prices, strict=True)))
+
+
+def _carbon_kg(run: _Run, model: FleetModel, end_s: float) -> float | None:
+    """Return the CO2e of the energy, in bins of the series; that of waking at the mean over its time."""
+    demand = model.demand
+    if not any(demand.carbon):
+        return None
+    edges_s = np.append(0.0, np.cumsum(demand.hours)) * 3600.0
+    ends_s, watts = np.array(_series(run, end_s)).T
+    # Grams that one watt emits by each time, in a horizon and in those before it.
+    by_edge = np.append(0.0, np.cumsum(np.diff(edges_s) * demand.carbon)) / 3.6e6
+    turns, rest_s = np.divmod(np.append(0.0, ends_s), edges_s[-1])
+    grams = np.diff(turns * by_edge[-1] + np.interp(rest_s, edges_s, by_edge))
+    return float(watts @ grams + run.waking_j * grams.sum() / end_s) / 1000.0
 
 
 def _series(run: _Run, end_s: float) -> tuple[tuple[float, float], ...]:

@@ -8,28 +8,19 @@ import numpy as np
 
 from qplan.core.plan import Assumption
 from qplan.core.policy import Policy, PolicyBucket, PolicyClass, PolicyGroup, PolicyLevel
-from qplan.models.simulator.dispatch import Dispatch, Routing
-from qplan.models.simulator.simulation import simulate
 from qplan.models.simulator.traffic import Traffic
-from qplan.models.steptimes import Floats
 from qplan.solvers.backends import open_backend
-from qplan.solvers.routing.compiled import ruled
 from qplan.solvers.routing.fleet import FleetModel, GroupModel
 from qplan.solvers.routing.optimum import Optimum, greatest_load_qps, optima
+from qplan.solvers.routing.trying import Trial, with_margin, with_standby
 
 LEVELS = 12
-HOLD_S = 120.0
-HEADROOM = 3.0
+HOLD_S = 600.0
+HEADROOM = 1.0
 MISS = 1.0
 """Joules for exceeding an SLO by its whole, over those of the dearest request that is served alone."""
 
-MARGINS = tuple(round(1.1**n, 3) for n in range(12))
-"""Factors on predicted latencies, of which the least is taken with which the policy keeps what is wanted."""
-
-TRIED_LOADS = (0.15, 0.3, 0.5)
-TRIED_REQUESTS = 3000
-LIKE_OTHERS = 0.99
-"""The policy is to keep each SLO as often as least requests does, up to this share of the requests."""
+TRIED_REQUESTS = 4000
 
 
 def solve_policy(
@@ -38,14 +29,18 @@ def solve_policy(
     solver: str = "highs",
     levels: int = LEVELS,
     deadlines_s: dict[str, float] | None = None,
+    seen: Traffic | None = None,
     seed: int = 0,
 ) -> Policy:
-    """Find the policy of a fleet: the optimum at `levels` loads, and margins that keep the SLOs.
+    """Find the policy of a fleet: the optimum at `levels` loads, and a margin and a standby that keep the SLOs.
 
     Parameters
     ----------
     deadlines_s
         By class that may wait: within how long a request is to begin.
+    seen
+        Requests as they came at some time, with the model's buckets: the policy learns from them how they come in
+        bursts. Without them arrivals are taken to be Poisson.
 
     Raises
     ------
@@ -54,13 +49,16 @@ def solve_policy(
     """
     backend = open_backend(solver)
     greatest = greatest_load_qps(model, backend)
-    found = optima(model, [greatest * (n + 1) / levels for n in range(levels)], backend)
-    policy = _policy(model, found, deadlines_s or {})
-    margins = [_margin(model, policy, greatest * load, seed + n) for n, load in enumerate(TRIED_LOADS)]
-    return replace(policy, margin=max(margins))
+    low = levels // 4  # each at half the load of the next: at such loads replicas sleep
+    first = greatest / (levels - low)
+    loads = [first / 2**n for n in range(low, 0, -1)] + [first * (n + 1) for n in range(levels - low)]
+    policy = _policy(model, optima(model, loads, backend), deadlines_s or {}, "Poisson" if seen is None else "as seen")
+    came = model.lengths.draw(1.0, TRIED_REQUESTS, seed) if seen is None else seen.part(0, TRIED_REQUESTS)
+    trial = Trial.of(model, came)
+    return with_standby(trial, with_margin(trial, policy))
 
 
-def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str, float]) -> Policy:
+def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str, float], arrivals: str) -> Policy:
     lengths = model.lengths
     wavy = [group.name for group in model.groups if not group.convex]
     assumptions = (
@@ -68,7 +66,8 @@ def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str
         Assumption(
             "power asleep", "the catalogue's of a GPU without a process, at most that of an idle replica", "--no-sleep"
         ),
-        Assumption("arrivals", "Poisson, in the demand's mix", "demand"),
+        Assumption("arrivals", f"{arrivals}, in the demand's mix", "--trace"),
+        *(one for one in model.demand.assumptions if one.what.startswith(("quality", "SLOs", "percentile"))),
         *((Assumption("power over load", f"lower convex hull, of {'; '.join(wavy)}", "profiles"),) if wavy else ()),
     )
     return Policy(
@@ -96,6 +95,8 @@ def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str
         ),
         groups=tuple(_group(model, group) for group in model.groups),
         levels=tuple(_level(model, one) for one in found),
+        hours=model.demand.hours if any(model.demand.carbon) else (),
+        carbon=model.demand.carbon if any(model.demand.carbon) else (),
         provenance=("simulated and modelled", *model.provenance),
         assumptions=assumptions,
         warnings=model.warnings,
@@ -134,7 +135,11 @@ def _level(model: FleetModel, found: Optimum) -> PolicyLevel:
     mean_j = [float(group.energy_j @ model.lengths.weight) for group in model.groups]
     return PolicyLevel(
         load_qps=found.load_qps,
-        awake=tuple(found.awake.tolist()),
+        # What takes no less asleep stays awake.
+        awake=tuple(
+            int(up) if group.asleep_w < group.idle_w else group.count
+            for up, group in zip(found.awake, model.groups, strict=True)
+        ),
         shares=tuple(tuple(row) for row in found.shares.tolist()),
         power_w=found.power_w,
         bound_w=found.bound_w,
@@ -177,34 +182,3 @@ def misled(policy: Policy, *, times: float = 1.0, lengths: float = 1.0, energies
         for one in policy.buckets
     )
     return replace(policy, buckets=buckets, groups=tuple(group(n, one) for n, one in enumerate(policy.groups)))
-
-
-def _margin(model: FleetModel, policy: Policy, load_qps: float, seed: int) -> float:
-    """Return the least margin with which the policy keeps what is wanted at a load, or the one that comes nearest."""
-    traffic = model.lengths.draw(load_qps, TRIED_REQUESTS, seed)
-    others = _kept(model, traffic, Dispatch.LEAST_OUTSTANDING)
-    wanted = np.array([slo.percentile or 0.0 for one in model.demand.classes for slo in one.slos] or [0.0]) / 100
-    wanted = np.maximum(wanted, np.minimum(others, LIKE_OTHERS))
-    best, most = MARGINS[0], -np.inf
-    for margin in MARGINS:
-        short = (_kept(model, traffic, ruled(replace(policy, margin=margin))) - wanted).min()
-        if short > most:
-            best, most = margin, short
-        if short >= 0:
-            break
-    return best
-
-
-def _kept(model: FleetModel, traffic: Traffic, dispatch: Routing) -> Floats:
-    """Return the share of requests within each SLO of each class, all awake."""
-    served = simulate(traffic, model.replicas, dispatch)
-    latency = {"ttft": served.ttft_s, "tpot": served.tpot_s, "e2e": served.e2e_s}
-    done, class_of = ~np.isnan(served.e2e_s), model.lengths.request_class[traffic.buckets]
-    return np.array(
-        [
-            (done & ~(latency[slo.metric] > slo.threshold_s))[class_of == k].mean() if (class_of == k).any() else 1.0
-            for k, one in enumerate(model.demand.classes)
-            for slo in one.slos
-        ]
-        or [1.0]
-    )

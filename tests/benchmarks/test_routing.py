@@ -2,7 +2,7 @@
 
     pytest -s tests/benchmarks/test_routing.py
 
-The first fifth of a trace is what the policy knows: lengths of requests, by class and prompt. The rest is served. A
+The first fifth of a trace is what the policy knows: lengths of requests, and how they come. The rest is served. A
 load is a share of saturation: of the speed-up at which least requests just keeps each SLO at its percentile. Simulated,
 on step times composed from kernels and a fitted power model: differences between policies stand on both.
 """
@@ -10,7 +10,7 @@ on step times composed from kernels and a fitted power model: differences betwee
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,6 @@ DATA = Path(__file__).parents[2] / "../shared/data/azure-llm-2023"
 TRACES = {"chat": "AzureLLMInferenceTrace_conv.csv", "code": "AzureLLMInferenceTrace_code.csv"}
 KNOWN = 0.2
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.9)
-BASELINES = ("round-robin", "least-outstanding")
 
 FLEETS = {
     "70B, 22 GPUs": (
@@ -72,8 +71,9 @@ class Case:
         return Traffic(self.trace.schedule(load * self.saturation), self.trace.input_tokens, self.trace.output_tokens)
 
 
-def made(name: str, task: str, folder: Path) -> Case:
+def made(name: str, task: str, folder: Path, more_slos: str = "") -> Case:
     model_name, slos, groups = FLEETS[name]
+    slos += more_slos
     trace = read_trace(DATA / TRACES[task])
     seen = int(KNOWN * len(trace))
     lengths = folder / "seen.csv"
@@ -93,7 +93,9 @@ def made(name: str, task: str, folder: Path) -> Case:
     asked, file = read_demand(demand), read_fleet(fleet)
     model = model_fleet(file, make_fleet(file, asked.profiles), asked)
     rest = Trace(trace.times_s[seen:] - trace.times_s[seen], trace.input_tokens[seen:], trace.output_tokens[seen:])
-    policy = solve_policy(model, levels=8)
+    known = Traffic(trace.times_s[:seen] - trace.times_s[0], trace.input_tokens[:seen], trace.output_tokens[:seen])
+    buckets = model.lengths.bucket_of(np.zeros(seen, np.int64), known.input_tokens)
+    policy = solve_policy(model, seen=replace(known, buckets=buckets))
     low, high = 0.0, 2.0 * policy.levels[-1].load_qps * rest.times_s[-1] / len(rest)
     for _ in range(7):
         middle = (low + high) / 2
@@ -129,10 +131,12 @@ def test_energy_and_attainment_by_load(case: Case) -> None:
     saved, closed_at_low = [], 0.0
     for load in LOADS:
         traffic = case.traffic(load)
-        names = [*BASELINES, ENERGY, SLEEPING]
+        names = ["least-outstanding", ENERGY, SLEEPING]
         found = replay(case.model, case.policy, traffic, zeros(case), names=names, backend=backend)
         base = found.named("least-outstanding")
-        show(f"  {load:.0%}: " + "; ".join(f"{n}: {said(found.named(n))}" for n in names))
+        # By itself: all are counted up to the last end, and its own comes minutes after the others' at high loads.
+        (turns,) = replay(case.model, case.policy, traffic, zeros(case), names=["round-robin"]).outcomes
+        show(f"  {load:.0%}: " + "; ".join(f"{one.name}: {said(one)}" for one in (turns, *found.outcomes)))
         closed = [found.closed(name) or 0.0 for name in (ENERGY, SLEEPING)]
         share = [1 - found.named(name).energy_j / base.energy_j for name in (ENERGY, SLEEPING)]
         show(f"       saved {share[0]:.1%}, sleeping {share[1]:.1%}; gap closed {closed[0]:.0%}, {closed[1]:.0%}")
@@ -142,14 +146,15 @@ def test_energy_and_attainment_by_load(case: Case) -> None:
         for name in (ENERGY, SLEEPING):
             one = found.named(name)
             assert one.mean_tpot_s <= case.model.demand.classes[0].slos[1].threshold_s  # for which the bound holds
-            # Replicas that sleep miss what bursts bring before they wake; the rest is as good as promised.
-            assert min(one.attainment[0]) >= 0.9 or name == SLEEPING or load > 0.8
+            assert min(one.attainment[0]) >= 0.9
+            assert one.within >= base.within - 0.008  # noise of so few bursts
+            assert one.energy_j < turns.energy_j
         saved.append(share[1])
         closed_at_low = closed_at_low or closed[1]
     if chat:
         assert saved[0] == max(saved)
-    assert saved[0] > (0.55 if chat else 0.2)
-    assert closed_at_low > (0.8 if chat else 0.5)  # aimed at 0.8 for both
+    assert saved[0] > (0.55 if chat else 0.1)
+    assert closed_at_low > (0.8 if chat else 0.25)  # aimed at 0.8 for both
 
 
 def test_wrong_predictions_and_lengths(case: Case) -> None:
@@ -175,3 +180,18 @@ def test_wrong_predictions_and_lengths(case: Case) -> None:
         if gain:
             assert one.energy_j <= right.energy_j + 0.5 * (least.energy_j - right.energy_j)
             assert min(one.attainment[0]) >= 0.9
+
+
+def test_wrong_lengths_where_an_slo_reads_them(tmp_path: Path) -> None:
+    """Of a request with an SLO on its end the rule must guess the output; without one lengths decide nothing."""
+    case = made("34B, 12 GPUs", "chat", tmp_path, ", p90:e2e=20s")
+    traffic, found = case.traffic(0.6), {}
+    for what, factor in (("right", 1.0), ("half", 0.5), ("double", 2.0)):
+        policy = misled(case.policy, lengths=factor)
+        outcome = replay(case.model, policy, traffic, zeros(case), names=["least-outstanding", ENERGY])
+        least, found[what] = outcome.outcomes
+        show(f"  lengths {what}: {said(found[what])}, e2e {found[what].attainment[0][2]:.1%}; least: {said(least)}")
+    assert len({one.energy_j for one in found.values()}) == 3
+    for one in found.values():
+        assert min(one.attainment[0]) >= 0.9
+        assert one.energy_j <= found["right"].energy_j + 0.5 * (least.energy_j - found["right"].energy_j)
