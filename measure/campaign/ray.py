@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from qplan.core.errors import MeasurementError, QplanError
 from qplan.core.gpu import Gpu
 from qplan.measure.campaign.block import Job, measure_block
 from qplan.measure.campaign.events import BlockEnded, Emit, Event, Stopping
+
+T = TypeVar("T")
 
 _STOP_LIMIT_S = 60.0  # of an engine that is told to end
 
@@ -31,7 +33,7 @@ class OnRay:
     """
 
     def __init__(self, address: str, emit: Emit, stopping: Stopping) -> None:
-        self._ray = _connect(address)
+        self._ray = connect(address)
         self._emit = emit
         self._stopping = stopping
         self._cancelled = False
@@ -74,13 +76,22 @@ class OnRay:
         except StopIteration:
             return BlockEnded(number, "the Ray task ended without a result")
         except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, self._ray.exceptions.TaskCancelledError):
+                return BlockEnded(number, "the Ray task was cancelled")
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
             return BlockEnded(number, f"the Ray worker died: {str(error).splitlines()[0]}")
         return event
 
 
-def _connect(address: str) -> Any:
+def connect(address: str) -> Any:
+    """Return Ray, connected to the cluster at `address`.
+
+    Raises
+    ------
+    MeasurementError
+        Ray is not installed, or no cluster answers there.
+    """
     try:
         import ray
     except ImportError:
@@ -94,34 +105,54 @@ def _connect(address: str) -> Any:
     return ray
 
 
+def streamed(run: Callable[[Callable[[T], None], Stopping], None]) -> Iterator[T]:
+    """Yield what `run` tells, from a Ray task; when Ray cancels the task, `run` is asked to stop and waited for.
+
+    Parameters
+    ----------
+    run
+        Works in a thread of its own; it is given whom to tell, and what says that it is to stop.
+    """
+    told: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run(told.put, stop.is_set)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            told.put(None)
+
+    worker = threading.Thread(target=work, name="qplan-ray")
+    worker.start()
+    try:
+        while (event := told.get()) is not None:
+            yield event
+    finally:
+        stop.set()  # also when Ray cancels the task: the engine is to be stopped before it ends
+        worker.join(_STOP_LIMIT_S)
+    if failed:
+        raise failed[0]
+
+
 def _work(job: Job) -> Iterator[Event]:
     """Measure a job where Ray put it, yielding its events."""
     import ray
 
     job = replace(job, devices=tuple(int(device) for device in ray.get_gpu_ids()))
-    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    stop = threading.Event()
 
-    def measure() -> None:
+    def measure(emit: Emit, stopping: Stopping) -> None:
         error = None
         try:
-            measure_block(job, events.put, stop.is_set)
+            measure_block(job, emit, stopping)
         except QplanError as problem:
             error = str(problem)
         except BaseException as problem:
             error = repr(problem)
             raise
         finally:
-            events.put(BlockEnded(job.number, error))
+            emit(BlockEnded(job.number, error))
 
-    worker = threading.Thread(target=measure, name="qplan-block")
-    worker.start()
-    try:
-        while True:
-            event = events.get()
-            yield event
-            if isinstance(event, BlockEnded):
-                return
-    finally:
-        stop.set()  # also when Ray cancels the task: the engine is to be stopped before it ends
-        worker.join(_STOP_LIMIT_S)
+    yield from streamed(measure)

@@ -16,7 +16,11 @@ from qplan.cli.profiles import DEFAULT_STORE, Store
 from qplan.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qplan.measure.campaign.points import Target
+    from qplan.solvers.tuning.measuring import Measure
+    from qplan.solvers.tuning.objectives import Row
     from qplan.solvers.tuning.summary import Summary
     from qplan.solvers.tuning.tunefile import Tuning
 
@@ -28,6 +32,8 @@ EXAMPLES = """
   qplan tune tune.yaml --from-store llamacpp-cpu
 
   qplan tune tune.yaml --storage postgresql+psycopg://host/studies      (the same on every node)
+
+  qplan tune tune.yaml --storage postgresql+psycopg://host/studies --ray auto --workers 4
 
   qplan tune report tuning.db --plot study.html
 
@@ -78,6 +84,14 @@ def run(
         ),
     ] = DEFAULT_STORAGE,
     store: Store = DEFAULT_STORE,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Let workers on a Ray cluster measure; or 'auto', or 'local'."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Workers on the cluster; by default as many as it has GPUs for."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the configurations, and what is none and why.")
     ] = False,
@@ -89,7 +103,8 @@ def run(
     """Tune: choose a configuration, measure it, and again, until the budget is spent or little is left to gain.
 
     Stop it with Ctrl-C, or kill it: the same command goes on where it was. Started several times on one storage, also
-    on other machines, workers share the study; what a dead one held is measured by another.
+    on other machines, workers share the study; what a dead one held is measured by another. With --ray they are tasks
+    of a cluster, whose nodes must all reach the storage; what they observe comes back into the store here.
 
     Example: qplan tune run --example > tune.yaml; qplan tune tune.yaml --dry-run; qplan tune tune.yaml
     """
@@ -98,34 +113,54 @@ def run(
     from qplan.report.output import working
     from qplan.report.tuning import JsonLog, TuningDisplay, print_front, print_space
     from qplan.solvers.tuning import setup
-    from qplan.solvers.tuning.study import storage_at
+    from qplan.solvers.tuning.engines import measurable
+    from qplan.solvers.tuning.study import everywhere, storage_at
     from qplan.solvers.tuning.summary import summarize_study
     from qplan.solvers.tuning.tunefile import read_tuning
-    from qplan.solvers.tuning.worker import work
+    from qplan.solvers.tuning.worker import Job, work
 
     if not plan.is_file() and not plan.suffix:
         raise InputError(f"no tuning file '{plan}', and no command of that name{nearest(str(plan), COMMANDS)}")
     tuning = read_tuning(plan)
+    if workers is not None and ray is None:
+        raise InputError("--workers: only with --ray; on this machine start the same command several times")
     with ProfileStore(store) as opened:
         with working("making the space"):
+            measure: Measure | None = None
             if from_store is not None:
                 enumerated, measure = setup.enumerate_table(tuning, from_store)
+            elif ray is not None or dry_run:
+                enumerated = measurable(tuning)
             else:
                 enumerated, measure = setup.enumerate_machine(tuning, opened)
         if dry_run:
             print_space(tuning, enumerated, as_json=as_json)
             return
+        source = from_store or setup.MEASURED
         with storage_at(storage) as kept:
             with working("opening the study"):
-                job = setup.open_job(tuning, kept, enumerated, measure, from_store or setup.MEASURED)
+                sampler = setup.sampler_of(tuning, enumerated)
+                study = setup.open_study(tuning, kept, enumerated, source, sampler)
 
             def summary() -> Summary:
-                return summarize_study(job.study, tuning, importance=False)
+                return summarize_study(study, tuning, importance=False)
 
             candidates = len(enumerated.configurations)
             display = JsonLog(summary) if as_json else TuningDisplay(summary, candidates, str(tuning.budget))
             with interrupts() as stopping, display:
-                stopped = work(job, emit=display.take, stopping=stopping)
+                if ray is not None:
+                    from qplan.solvers.tuning.ray import Assignment, work_on_ray
+
+                    given = Assignment(tuning, everywhere(storage), source, enumerated, sampler, measure)
+
+                    def keep(rows: Sequence[Row]) -> None:
+                        setup.keep_rows(tuning, opened, rows)
+
+                    stopped = work_on_ray(ray, workers, given, emit=display.take, keep=keep, stopping=stopping)
+                else:
+                    assert measure is not None
+                    job = Job(study, tuning, enumerated, measure, sampler)
+                    stopped = work(job, emit=display.take, stopping=stopping)
             found = summary()
     if stopped.interrupted:
         sys.stderr.write("qplan: stopped; the same command goes on\n")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 from qplan.core.units import format_bytes, format_duration
 from qplan.report.campaigns import clock
 from qplan.report.output import EventLog, console, facts_table, print_json, print_table
-from qplan.solvers.tuning.worker import Began, Ended, Event, Progressed, Stopped, Waiting
+from qplan.solvers.tuning.events import Began, Died, Ended, Event, Progressed, Stopped, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +86,9 @@ class TuningDisplay:
                 self._now.pop(event.trial, None)
                 self._known = self._summary()
                 self._say(_ended(event, self._known))
+            case Died():
+                self._now.clear()  # those that live tell of themselves again
+                self._say(f"a worker died, and is replaced: {event.reason}")
             case Stopped():
                 self._say(event.reason)
             case Waiting():
@@ -169,6 +172,8 @@ def print_study(summary: Summary, *, as_json: bool) -> None:
     for one in summary.found:
         if one.how in ("abandoned", "cannot run"):
             sys.stdout.write(f"{one.how}: {one.configuration}: {one.reason}\n")
+        elif one.bounds:
+            sys.stdout.write(f"a bound, which counts as the value: {one.configuration}: {one.reason}\n")
     for name, probability in summary.skipped:
         sys.stdout.write(f"not measured: {name}: on the front with probability {probability:.2g}\n")
     for what, reason in summary.refused:
@@ -186,9 +191,7 @@ def print_front(summary: Summary) -> None:
         key=lambda one: one.values.get(names[0], 0.0),
         reverse=summary.directions[names[0]] == "maximize",
     )
-    rows = [
-        (one.trial, one.configuration, *(shown(one.values.get(n), summary.units[n]) for n in names)) for one in ordered
-    ]
+    rows = [(one.trial, one.configuration, *(value_of(one, n, summary) for n in names)) for one in ordered]
     print_table(("trial", "configuration", *names), rows)
 
 
@@ -197,8 +200,8 @@ def print_choice(one: Found, target: Target, summary: Summary) -> None:
     facts = facts_table()
     facts.add_row("configuration", one.configuration)
     facts.add_row("serves", str(target))
-    for name, unit in summary.units.items():
-        facts.add_row(name, shown(one.values.get(name), unit))
+    for name in summary.units:
+        facts.add_row(name, value_of(one, name, summary))
     console().print(facts)
     sys.stdout.write("--launch FILE writes the script that serves it; --qps RATE sizes a fleet of it\n")
 
@@ -224,14 +227,21 @@ def shown(value: float | None, unit: str) -> str:
     return f"{value:.4g} {unit}".rstrip()
 
 
+def value_of(one: Found, name: str, summary: Summary) -> str:
+    """Print an objective of a configuration with its unit; of a bound, on which side the value lies."""
+    value = shown(one.values.get(name), summary.units[name])
+    if name not in one.bounds:
+        return value
+    return f"at {'least' if summary.directions[name] == 'maximize' else 'most'} {value}"
+
+
 def _values(one: Found, summary: Summary) -> str:
-    return ", ".join(f"{name} {shown(one.values.get(name), unit)}" for name, unit in summary.units.items())
+    return ", ".join(f"{name} {value_of(one, name, summary)}" for name in summary.units)
 
 
 def _ended(event: Ended, summary: Summary) -> str:
     """Say in one line how a trial ended."""
     if event.how != "measured":
         return f"{event.configuration}: {event.how}" + (f": {event.reason}" if event.reason else "")
-    figures = ", ".join(f"{name} {shown(event.values.get(name), unit)}" for name, unit in summary.units.items())
-    verdict = next((one.how for one in summary.found if one.trial == event.trial), "measured")
-    return f"{event.configuration}: {figures} ({verdict}; {len(summary.front)} on the front)"
+    found = next(one for one in summary.found if one.trial == event.trial)
+    return f"{event.configuration}: {_values(found, summary)} ({found.how}; {len(summary.front)} on the front)"

@@ -37,6 +37,8 @@ class Beliefs:
         (M,): of the objectives, and what they say of every candidate.
     reference
         (M,): losses up to which volume counts.
+    limits
+        (M,): losses beyond which nothing is of interest; infinite where the axes say none.
     runs, feasible
         (N,): probability that the engine runs the configuration, and that it also meets all constraints.
     constraints
@@ -47,6 +49,7 @@ class Beliefs:
     surrogates: tuple[Surrogate, ...]
     axes: tuple[Belief, ...]
     reference: Floats
+    limits: Floats
     runs: Floats
     feasible: Floats
     constraints: Mapping[str, Surrogate]
@@ -62,9 +65,10 @@ class Beliefs:
     def chances(self) -> Floats:
         """Return the highest probability with which a candidate can be on the front, (N,).
 
-        That no measured point dominates it; those not measured can only lower it.
+        That no measured point dominates it; those not measured can only lower it. What volume is counted up to does
+        not matter: that lies by what is believed, and beyond it a candidate can still be on the front.
         """
-        return escape_probability(self.axes, self.boxes()) * self.feasible
+        return escape_probability(self.axes, free_boxes(self.evidence.measured, self.limits)) * self.feasible
 
     def gains(self, among: Ints, rng: np.random.Generator) -> Floats:
         """Return the expected gain of hypervolume of measuring each of some candidates, (len(among),).
@@ -118,7 +122,8 @@ def believe(
     for surrogate in constraints.values():
         feasible *= surrogate.belief().below(np.zeros(1))[:, 0]
     reference = _reference(axes, beliefs, evidence)
-    return Beliefs(evidence, tuple(surrogates), beliefs, reference, runs, feasible, constraints)
+    limits = np.array([np.inf if axis.reference is None else float(axis.losses(axis.reference)) for axis in axes])
+    return Beliefs(evidence, tuple(surrogates), beliefs, reference, limits, runs, feasible, constraints)
 
 
 def _items(group: Sequence[str] | None, features: Features) -> tuple[Ints, Features]:

@@ -13,10 +13,11 @@ from qplan.core.deployment import Deployment
 from qplan.core.errors import InputError
 from qplan.core.quantization import Quantization
 from qplan.core.workload import Workload
+from qplan.solvers.tuning.conditions import Conditions
 from qplan.solvers.tuning.objectives import Objective
 from qplan.solvers.tuning.space import Configuration, known_model
 from qplan.solvers.tuning.tables import Table
-from qplan.solvers.tuning.tunefile import Conditions, Tuning
+from qplan.solvers.tuning.tunefile import Tuning
 
 if TYPE_CHECKING:
     from qplan.models.forecast import Forecast

@@ -23,6 +23,8 @@ SERVING, SATURATION, QUALITY, ANY = "serving", "saturation", "quality", "any"
 Row = Mapping[str, Any]
 
 _LESS_IS_BETTER = ("perplexity", "kl_divergence", "kl_divergence_lower_bound")
+_OF_THE_BASELINE = {"kl_divergence": 0.0, "kl_divergence_lower_bound": 0.0, "top1_agreement": 1.0}
+"""What the unquantized model strays from itself, by the metrics that are measured beside it."""
 _LATENCY = re.compile(r"(?:p(\d+)|mean):(\w+)")
 _MICRO = 1e-6
 
@@ -62,7 +64,10 @@ class Objective:
         return Axis(self.name, self.maximize, self.log)
 
     def value(self, one: Configuration, rows: Iterable[Row]) -> float | None:
-        """Return the median over the rows that tell it, or ``None`` where none does."""
+        """Return the median over the rows that tell it, or ``None`` where none does.
+
+        Of a saturation rate that no search has found, but only bounded from below, the bound counts: see :meth:`bound`.
+        """
         seen = [row for row in rows if row.get("status") == "ok"]
         if self.phase == QUALITY:
             found = [row.get("score") for row in seen if self._is_judged_by(row)]
@@ -71,7 +76,29 @@ class Objective:
         else:
             return _COMPUTED[self.name](one, seen)
         values = [float(value) for value in found if value is not None]
-        return median(values) if values else None
+        if values:
+            return median(values)
+        if self.phase == QUALITY and one.target.is_unquantized and any(row.get("task") == self.task for row in seen):
+            return _OF_THE_BASELINE.get(self.metric)
+        return _surely_reached(seen) if self.phase == SATURATION else None
+
+    def bound(self, one: Configuration, rows: Sequence[Row]) -> str | None:
+        """Say that the value is a bound, and why; ``None`` where it is the value itself.
+
+        A search that no rate was too high for, or that had no time to find one, tells the least that saturation is.
+        """
+        seen = [row for row in rows if row.get("status") == "ok"]
+        of_saturation = self.phase == SATURATION or (self.name == "cost" and not _throughputs(seen))
+        value = self.value(one, seen)
+        if value is None or not of_saturation or any(row.get("saturation_qps") for row in seen):
+            return None
+        why = next((str(row["reason"]) for row in seen if row["phase"] == SATURATION and row.get("reason")), "")
+        return f"{self.name} is at {'least' if self.maximize else 'most'} {value:.4g} {self.unit}: {why}".rstrip(": ")
+
+    @property
+    def paired(self) -> bool:
+        """Whether it is measured beside the unquantized model, item by item."""
+        return self.metric in _OF_THE_BASELINE
 
     def _is_judged_by(self, row: Row) -> bool:
         return row["phase"] == QUALITY and row.get("task") == self.task and row.get("metric") == self.metric
@@ -165,16 +192,30 @@ def _joules_per_token(_: Configuration, rows: Sequence[Row]) -> float | None:
 
 def _dollars_per_million(one: Configuration, rows: Sequence[Row]) -> float | None:
     """Return the price of a million generated tokens: at the load where one is offered, else at saturation."""
-    rates = [
-        float(row["output_tokens_per_s"]) for row in rows if row["phase"] == SERVING and row.get("output_tokens_per_s")
-    ] or [
-        float(row["saturation_qps"]) * float(row["output_tokens"])
-        for row in rows
-        if row["phase"] == SATURATION and row.get("saturation_qps") and row.get("output_tokens")
-    ]
+    rates = _throughputs(rows)
+    qps = [float(row["saturation_qps"]) for row in rows if row["phase"] == SATURATION and row.get("saturation_qps")]
+    reached = median(qps) if qps else _surely_reached(rows)
+    if not rates and reached is not None:
+        rates = [
+            reached * float(r["output_tokens"]) for r in rows if r["phase"] == SATURATION and r.get("output_tokens")
+        ]
     if not rates or not one.gpu.price_per_hour:
         return None
     return one.gpus * one.gpu.price_per_hour / 3600 / (median(rates) * _MICRO)
+
+
+def _throughputs(rows: Iterable[Row]) -> list[float]:
+    """Return the tokens generated per second at the loads that were offered."""
+    tokens = [row.get("output_tokens_per_s") for row in rows if row["phase"] == SERVING]
+    return [float(rate) for rate in tokens if rate]
+
+
+def _surely_reached(rows: Iterable[Row]) -> float | None:
+    """Return the rate that searches without an upper end found to be sustained; of several searches the median."""
+    searches = [row for row in rows if row["phase"] == SATURATION and row.get("saturation_qps") is None]
+    lows = [row.get("saturation_low_qps") for row in searches if row.get("saturation_high_qps") is None]
+    known = [float(low) for low in lows if low]
+    return median(known) if known else None
 
 
 _COMPUTED = {"energy": _joules_per_token, "cost": _dollars_per_million, "memory": _memory_bytes}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,7 +115,8 @@ class FrontSampler(BaseSampler):
             return {}  # the parameters are given already
         contested: set[int] = set()
         for _ in range(_YIELDS):
-            index = self._choose(study, trial, fixed, contested)
+            with _one_thread():
+                index = self._choose(study, trial, fixed, contested)
             # Written, then looked at: of two workers who choose the same, one at least sees the other, and yields.
             study._storage.set_trial_system_attr(trial._trial_id, CHOSEN, self.candidates.ids[index])
             others = study.get_trials(deepcopy=False)
@@ -135,8 +138,10 @@ class FrontSampler(BaseSampler):
 
     def outlook(self, study: Study) -> Outlook:
         """Return what the front is worth by now, and what measuring on promises."""
-        beliefs = self.beliefs(study)
-        return look_ahead(self.candidates, self.axes, beliefs, self.open(beliefs), np.random.default_rng(self._seed))
+        rng = np.random.default_rng(self._seed)
+        with _one_thread():
+            beliefs = self.beliefs(study)
+            return look_ahead(self.candidates, self.axes, beliefs, self.open(beliefs), rng)
 
     def open(self, beliefs: Beliefs) -> Bools:
         """Return which candidates are neither taken nor ruled out, (N,)."""
@@ -195,3 +200,25 @@ class FrontSampler(BaseSampler):
             for more, surrogate in zip(given.group_cost, beliefs.surrogates, strict=True):
                 cost = cost + more * np.isnan(surrogate.exact[surrogate.items])
         return cost
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let BLAS work in one thread, where that can be said: the matrices are small, and threads that wait cost more."""
+    controller = _blas()
+    if controller is None:
+        yield
+    else:
+        with controller.limit(limits=1, user_api="blas"):
+            yield
+
+
+@cache
+def _blas() -> Any:
+    import scipy.linalg  # noqa: F401 - the controller knows what is loaded by now, and scipy brings a BLAS of its own
+
+    try:
+        from threadpoolctl import ThreadpoolController  # comes with scikit-learn
+    except ImportError:
+        return None
+    return ThreadpoolController()

@@ -268,3 +268,13 @@ def groups_of(configurations: Sequence[Configuration]) -> tuple[str, ...]:
         f"{one.target.model} {one.target.quantization} {one.target.engine} {one.target.weights}".strip()
         for one in configurations
     )
+
+
+def memory_groups_of(configurations: Sequence[Configuration]) -> tuple[str, ...]:
+    """Name for each configuration what its memory depends on: on a CPU weights and KV cache, on GPUs every setting."""
+    return tuple(
+        f"{group} TP{one.target.tp} {one.target.context_tokens * one.target.max_sequences}"
+        if one.gpu.is_cpu
+        else str(one)
+        for one, group in zip(configurations, groups_of(configurations), strict=True)
+    )

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qplan.core.errors import InputError, StoreError, nearest
@@ -27,13 +28,8 @@ DEFAULT_STORAGE = "tuning.db"
 TEXT, SOURCE, ASKS = "qplan:tuning", "qplan:source", "qplan:asks"
 REFUSED, OUTLOOK = "qplan:refused", "qplan:outlook"
 # ... and of a trial.
-CONFIGURATION, MEASURED, GPU_HOURS, INFEASIBLE, REASON = (
-    "configuration",
-    "measured",
-    "gpu_hours",
-    "infeasible",
-    "reason",
-)
+CONFIGURATION, MEASURED, BOUNDS, GPU_HOURS = "configuration", "measured", "bounds", "gpu_hours"
+INFEASIBLE, REASON = "infeasible", "reason"
 
 _OPENED_AGAIN = 8
 _MADE_MEANWHILE = re.compile(r"already exists|duplicate key|UNIQUE constraint|locked", re.IGNORECASE)
@@ -79,6 +75,15 @@ def open_storage(url: str) -> BaseStorage:
     except (sa.exc.SQLAlchemyError, OSError, RuntimeError) as error:
         said = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise StoreError(f"--storage: {_shown(url)}: {said}") from None
+
+
+def everywhere(url: str) -> str:
+    """Return a storage as processes in other folders find it: files by their whole path."""
+    if url.startswith("journal:"):
+        return f"journal:{Path(url.removeprefix('journal:').removeprefix('//')).absolute()}"
+    if url.startswith("sqlite:///"):
+        return f"sqlite:///{Path(url.removeprefix('sqlite:///')).absolute()}"
+    return url if "://" in url else str(Path(url).absolute())
 
 
 @contextmanager

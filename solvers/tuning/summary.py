@@ -11,6 +11,7 @@ import numpy as np
 from qplan.solvers.tuning.axes import Floats, losses
 from qplan.solvers.tuning.hypervolume import hypervolume
 from qplan.solvers.tuning.study import (
+    BOUNDS,
     GPU_HOURS,
     INFEASIBLE,
     OUTLOOK,
@@ -44,6 +45,8 @@ class Found:
         ``front``, ``dominated``, ``over a limit``, ``abandoned``, ``cannot run``, ``lost``, ``running`` or ``queued``.
     values
         By objective, and by quantity with a limit.
+    bounds
+        Objectives of which the value is only what is surely reached: `reason` says why.
     """
 
     trial: int
@@ -53,6 +56,7 @@ class Found:
     values: Mapping[str, float]
     gpu_hours: float | None
     reason: str | None
+    bounds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,7 @@ def _found(trial: FrozenTrial, front: set[int]) -> Found:
         measured_of(trial),
         trial.user_attrs.get(GPU_HOURS),
         trial.user_attrs.get(INFEASIBLE) or trial.user_attrs.get(REASON),
+        tuple(trial.user_attrs.get(BOUNDS, ())),
     )
 
 

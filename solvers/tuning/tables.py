@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from qplan.core.errors import InputError, nearest
 from qplan.measure.campaign.rows import share_of
 from qplan.profiles.sources import read_profiles
+from qplan.solvers.tuning.conditions import Conditions
 from qplan.solvers.tuning.measuring import CannotRun, Halted, Hooks, Measured
-from qplan.solvers.tuning.objectives import SERVING, Objective, Row
+from qplan.solvers.tuning.objectives import QUALITY, SERVING, Objective, Row
 from qplan.solvers.tuning.space import Configuration
-from qplan.solvers.tuning.tunefile import Conditions, Tuning
+from qplan.solvers.tuning.tunefile import Tuning
 
 _IDENTITY = ("model", "quantization", "gpu", "tp", "engine", "settings")
+_JUDGED_ALIKE = ("model", "quantization", "engine")  # whatever it is served on, as in a study
 
 
 class Table:
@@ -35,8 +37,11 @@ class Table:
         self.source = source
         self._conditions = conditions
         self._rows: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+        self._judged: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
         for row in rows:
             self._rows[_key(row)].append(row)
+            if row["phase"] == QUALITY and row["status"] == "ok":
+                self._judged[_key(row, _JUDGED_ALIKE)].append(row)
 
     @classmethod
     def read(cls, source: str, tuning: Tuning) -> Table:
@@ -59,9 +64,14 @@ class Table:
         return [row for rows in self._rows.values() for row in rows if row["status"] == "ok"]
 
     def rows(self, one: Configuration) -> tuple[Row, ...]:
-        """Return what was observed of a configuration that matters to the study; failures are not among it."""
+        """Return what was observed of a configuration that matters to the study; failures are not among it.
+
+        Quality that was judged under other settings counts where its own was not.
+        """
         asked = self._conditions
         mine = [row for row in self._rows.get(_key(one.columns), ()) if row["status"] == "ok"]
+        if mine and not any(row["phase"] == QUALITY for row in mine):
+            mine += self._judged.get(_key(one.columns, _JUDGED_ALIKE), ())
         mine = [row for row in mine if row.get("workload") in (None, asked.workload)]
         rate: float | None = asked.qps
         if asked.share is not None:
@@ -124,8 +134,8 @@ class TableMeasure:
         return Measured(rows, sum(float(row["duration_s"]) for row in rows if row.get("duration_s") is not None))
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in _IDENTITY)
+def _key(row: Mapping[str, Any], names: Sequence[str] = _IDENTITY) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in names)
 
 
 def _is_at(row: Row, rate: float | None) -> bool:

@@ -5,35 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from qplan.core.errors import InputError, nearest
-from qplan.core.gpu import Gpu
-from qplan.core.quantization import Quantization
-from qplan.core.slo import Slo
+from qplan.core.errors import InputError
 from qplan.core.units import parse_duration, parse_fraction, parse_number, parse_rate
-from qplan.core.workload import Workload
 from qplan.profiles.yamlfile import Entry, read_yaml, read_yaml_file
-from qplan.solvers.tuning.candidates import Value
+from qplan.solvers.tuning.conditions import Conditions, read_conditions
+from qplan.solvers.tuning.entries import optional
 from qplan.solvers.tuning.objectives import SATURATION, SERVING, Limit, Objective, parse_objective
-from qplan.solvers.tuning.space import (
-    DEPLOYED,
-    KNOBS,
-    UNQUANTIZED_KV,
-    Condition,
-    ServedModel,
-    Space,
-    known_model,
-    with_kv,
-)
-
-T = TypeVar("T")
-
-_MOST_TP = 1024
-_MOST_SEQUENCES = 1_000_000
+from qplan.solvers.tuning.space import Space
+from qplan.solvers.tuning.spacefile import read_space
 
 EXAMPLE = """\
 name: smollm2-tuning           # name of the study; the same name goes on with it
@@ -87,7 +70,6 @@ _KEYS = (
     *("models", "conditions", "limits", "workload", "slo", "load", "stop_below", "prior", "devices", "arrivals"),
     *("attainment", "duration", "warm_up", "seed", "quality_api", "deadlines"),
 )
-_DEADLINES = ("start", "request", "saturation", "quality")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,34 +82,6 @@ class Budget:
     def __str__(self) -> str:
         """Print as it is written."""
         return f"{self.measurements} measurements" if self.gpu_hours is None else f"{self.gpu_hours:g} GPU-hours"
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """How every configuration is measured.
-
-    Attributes
-    ----------
-    workload
-        Request mix, by name or lengths.
-    qps, share
-        The load that latencies are read at: a rate, or a share of the saturation rate; neither where none is needed.
-    deadlines_s
-        Longest times by name: start, request, saturation, quality.
-    """
-
-    workload: str = ""
-    slos: tuple[Slo, ...] = ()
-    qps: float | None = None
-    share: float | None = None
-    arrivals: str = "poisson"
-    attainment: float = 0.95
-    duration_s: float = 30.0
-    warm_up_s: float = 5.0
-    seed: int = 0
-    quality_api: str = "chat"
-    devices: tuple[int, ...] = ()
-    deadlines_s: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +149,14 @@ def _tuning(root: Entry, text: str) -> Tuning:
     places = {one.name: place for place, one in objectives} | {one.objective.name: at for at, one in limits.items()}
     tuning = Tuning(
         name=fields["name"].string(),
-        space=_space(fields),
+        space=read_space(fields),
         objectives=tuple(one for _, one in objectives),
         limits=tuple(limits.values()),
-        conditions=_conditions(fields),
+        conditions=read_conditions(fields),
         budget=_budget(fields["budget"]),
         places=places,
         text=text,
-        stop_below=_get(fields, "stop_below", lambda e: 0.0 if e.text == "never" else e.share(), 0.005),
+        stop_below=optional(fields, "stop_below", lambda e: 0.0 if e.text == "never" else e.share(), 0.005),
         prior=_prior(fields),
     )
     _check_together(tuning)
@@ -224,175 +178,6 @@ def _check_together(tuning: Tuning) -> None:
             raise InputError(f"{where}: goodput needs SLOs; add the key 'slo'")
     if conditions.share is not None and not conditions.slos:
         raise InputError(f"{tuning.space.where}: a load that is a share of saturation needs the key 'slo'")
-
-
-def _space(fields: Mapping[str, Entry]) -> Space:
-    """Read the choices of every parameter, and the conditions."""
-    entry = fields["space"]
-    entries = entry.mapping((*DEPLOYED, *KNOBS, "settings"))
-    for key in ("quantization", "gpu", "engine"):
-        if key not in entries:
-            raise InputError(f"{entry.where}: the parameter '{key}' is missing")
-    models = _models(fields, entries)
-    engines = _values(entries["engine"], _engine)
-    choices: dict[str, tuple[Value, ...]] = {
-        "model": tuple(model.name for model in models),
-        "quantization": _values(entries["quantization"], lambda e: str(e.read(Quantization.parse))),
-        "kv": _values(entries["kv"], _kv) if "kv" in entries else (UNQUANTIZED_KV,),
-        "gpu": _values(entries["gpu"], lambda e: e.read(Gpu.named).name),
-        "tp": _values(entries["tp"], lambda e: e.count(most=_MOST_TP)) if "tp" in entries else (1,),
-        "engine": engines,
-    }
-    if "kv" in entries:
-        _check_kv(entries, choices)
-    if "max_sequences" in entries:
-        choices["max_sequences"] = _values(entries["max_sequences"], lambda e: e.count(most=_MOST_SEQUENCES))
-    knobs_of: dict[str, tuple[str, ...]] = dict.fromkeys(map(str, engines), ())
-    for knob, takers in KNOBS.items():
-        if knob in entries:
-            having = [engine for engine in knobs_of if engine in takers]
-            if not having:
-                known = [name for name in KNOBS if any(engine in KNOBS[name] for engine in knobs_of)]
-                raise InputError(
-                    f"{entries[knob].where}: {', '.join(knobs_of)} has no parameter '{knob}'; expected one of "
-                    f"{', '.join(('max_sequences', *known))}, or its own flags under 'settings'{nearest(knob, known)}"
-                )
-            choices[knob] = _values(entries[knob], _KNOB_VALUES[knob])
-            for engine in having:
-                knobs_of[engine] += (knob,)
-    for flag, values in _settings(entries).items():
-        _check_flag(flag, values.where, tuple(knobs_of))
-        choices[flag] = _values(values, Entry.setting)
-        knobs_of = {engine: (*knobs, flag) for engine, knobs in knobs_of.items()}
-    rules = tuple(_condition(e, choices) for e in fields["conditions"].listed()) if "conditions" in fields else ()
-    return Space(models, choices, knobs_of, rules, entry.where)
-
-
-def _models(fields: Mapping[str, Entry], entries: Mapping[str, Entry]) -> tuple[ServedModel, ...]:
-    """Read the models: those that are described, and of the catalogue those that the space only names."""
-    described = {}
-    if "models" in fields:
-        for item in fields["models"].listed():
-            model = _model(item)
-            if model.name in described:
-                raise InputError(f"{item.where}: given twice")
-            described[model.name] = model
-    if "model" not in entries:
-        if not described:
-            raise InputError(f"{fields['space'].where}: which model? add the key 'models', or 'model' to the space")
-        return tuple(described.values())
-    return tuple(
-        described.get(item.string()) or ServedModel(_catalogued(item, described)) for item in entries["model"].listed()
-    )
-
-
-def _catalogued(item: Entry, described: Mapping[str, ServedModel]) -> str:
-    model = known_model(item.string())
-    if model is None:
-        raise InputError(
-            f"{item.where}: unknown model '{item.string()}'; expected one of the catalogue, or of the key 'models'"
-            f"{nearest(item.string(), described)}"
-        )
-    return model.name
-
-
-def _model(entry: Entry) -> ServedModel:
-    fields = entry.mapping(("name", "weights", "context", "max_sequences", "checkpoints"))
-    if "name" not in fields:
-        raise InputError(f"{entry.where}: a model needs the key 'name'")
-    checkpoints = fields["checkpoints"].fields or {} if "checkpoints" in fields else {}
-    return ServedModel(
-        name=fields["name"].string(),
-        weights=_get(fields, "weights", Entry.string, ""),
-        context_tokens=_get(fields, "context", Entry.count, 2048),
-        max_sequences=_get(fields, "max_sequences", Entry.count, 8),
-        checkpoints={str(Quantization.parse(name, e.where)): e.string() for name, e in checkpoints.items()},
-    )
-
-
-def _engine(entry: Entry) -> str:
-    from qplan.measure.engines import engine_names
-
-    return entry.one_of(engine_names())
-
-
-def _kv(entry: Entry) -> str:
-    text = entry.string().upper()
-    if text in ("16", UNQUANTIZED_KV):
-        return UNQUANTIZED_KV
-    with_kv("F16", text, entry.where)
-    return text
-
-
-def _check_kv(entries: Mapping[str, Entry], choices: Mapping[str, tuple[Value, ...]]) -> None:
-    """Refuse quantizations that say their KV cache themselves where the space varies it."""
-    for item, name in zip(entries["quantization"].listed(), choices["quantization"], strict=True):
-        if Quantization.parse(str(name)).kv.bits != 16:
-            raise InputError(f"{item.where}: {name} says its KV cache already; leave out 'kv', or name it without")
-
-
-def _settings(entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
-    if "settings" not in entries:
-        return {}
-    if entries["settings"].fields is None:
-        raise entries["settings"].wrong("a mapping of the engine's flags to lists of values")
-    return entries["settings"].fields
-
-
-def _check_flag(flag: str, where: str, engines: tuple[str, ...]) -> None:
-    """Refuse a flag that an engine is known not to have; engines that say nothing of their flags take any."""
-    from qplan.measure.engines.llamacpp_server import FLAGS
-
-    if flag in (*DEPLOYED, *KNOBS):
-        raise InputError(f"{where}: '{flag}' is a parameter of the space itself; move it out of 'settings'")
-    if "llamacpp" in engines and flag not in FLAGS:
-        raise InputError(
-            f"{where}: llamacpp has no setting '{flag}'; expected one of {', '.join(FLAGS)}{nearest(flag, FLAGS)}"
-        )
-
-
-_KNOB_VALUES: Mapping[str, Callable[[Entry], Value]] = {
-    "max_batched_tokens": lambda entry: entry.count(),
-    "chunked_prefill": Entry.switch,
-    "memory_fraction": Entry.share,
-}
-
-
-def _condition(entry: Entry, choices: Mapping[str, tuple[Value, ...]]) -> Condition:
-    fields = entry.mapping(("when", "only", "never"))
-    if ("never" in fields) == ("when" in fields) or ("when" in fields) != ("only" in fields):
-        raise InputError(f"{entry.where}: a condition is 'when' with 'only', or 'never'")
-    when = _chosen(fields["never" if "never" in fields else "when"], choices)
-    return Condition(when, _chosen(fields["only"], choices) if "only" in fields else {}, entry.where)
-
-
-def _chosen(entry: Entry, choices: Mapping[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
-    """Read values of parameters, each of which must be one of the space's."""
-    found: dict[str, tuple[Value, ...]] = {}
-    for name, values in entry.mapping(choices).items():
-        by_text = {_spelled(name, str(choice)): choice for choice in choices[name]}
-        chosen = []
-        for item in values.listed():
-            text = _spelled(name, item.string())
-            if text not in by_text:
-                raise InputError(
-                    f"{item.where}: '{item.string()}' is no value of {name}; expected one of "
-                    f"{', '.join(map(str, choices[name]))}{nearest(text, by_text)}"
-                )
-            chosen.append(by_text[text])
-        found[name] = tuple(chosen)
-    return found
-
-
-def _spelled(name: str, text: str) -> str:
-    """Return the one spelling of a value, as it is compared."""
-    if name == "gpu":
-        return Gpu.named(text).name
-    if name == "quantization":
-        return str(Quantization.parse(text))
-    if name == "kv" and text == "16":
-        return UNQUANTIZED_KV.casefold()
-    return {"on": "true", "yes": "true", "off": "false", "no": "false"}.get(text.casefold(), text.casefold())
 
 
 def _objectives(entry: Entry) -> list[tuple[str, Objective]]:
@@ -422,70 +207,6 @@ def _limits(entry: Entry) -> dict[str, Limit]:
     return found
 
 
-def _conditions(fields: Mapping[str, Entry]) -> Conditions:
-    from qplan.measure.endpoint import APIS
-
-    qps, share = _load(fields["load"]) if "load" in fields else (None, None)
-    conditions = Conditions(
-        workload=_get(fields, "workload", _workload, ""),
-        slos=Slo.parse_all([item.string() for item in fields["slo"].listed()], fields["slo"].where)
-        if "slo" in fields
-        else (),
-        qps=qps,
-        share=share,
-        arrivals=_get(fields, "arrivals", _arrivals, "poisson"),
-        attainment=_get(fields, "attainment", Entry.share, 0.95),
-        duration_s=_get(fields, "duration", Entry.duration, 30.0),
-        warm_up_s=_get(fields, "warm_up", lambda e: 0.0 if e.text == "0" else e.duration(), 5.0),
-        seed=_get(fields, "seed", lambda e: e.count(0, 2**32 - 1), 0),
-        quality_api=_get(fields, "quality_api", lambda e: e.one_of(APIS), "chat"),
-        devices=_get(fields, "devices", lambda e: tuple(_values(e, lambda i: i.count(least=0))), ()),
-        deadlines_s=_deadlines(fields["deadlines"]) if "deadlines" in fields else None,
-    )
-    if conditions.duration_s <= conditions.warm_up_s:
-        where = fields.get("duration", fields.get("warm_up", fields["name"])).where
-        raise InputError(
-            f"{where}: {conditions.duration_s:g} s of load end before {conditions.warm_up_s:g} s of warm-up"
-        )
-    return conditions
-
-
-def _workload(entry: Entry) -> str:
-    text = entry.string()
-    if Workload.named(text) is not None:
-        return text.casefold()
-    if "=" in text:
-        return entry.read(Workload.fixed).name
-    names = Workload.names()
-    raise InputError(
-        f"{entry.where}: unknown workload '{text}'; expected one of {', '.join(names)}, or isl=TOKENS,osl=TOKENS"
-        f"{nearest(text, names)}"
-    )
-
-
-def _arrivals(entry: Entry) -> str:
-    from qplan.measure.load.arrivals import Arrivals
-
-    return str(entry.read(Arrivals.parse))
-
-
-def _load(entry: Entry) -> tuple[float | None, float | None]:
-    text = entry.string()
-    if text.endswith("%"):
-        share = parse_fraction(text, entry.where)
-        if not 0 < share <= 2:
-            raise entry.wrong("a share of the saturation rate above 0% and up to 200%")
-        return None, share
-    qps = parse_rate(text, entry.where)
-    if qps <= 0:
-        raise entry.wrong("a rate of more than 0, such as 2qps, or a share of saturation, such as 50%")
-    return qps, None
-
-
-def _deadlines(entry: Entry) -> Mapping[str, float]:
-    return {name: value.duration() for name, value in entry.mapping(_DEADLINES).items()}
-
-
 def _budget(entry: Entry) -> Budget:
     number, _, unit = entry.string().partition(" ")
     unit = unit.strip().casefold() or "measurements"
@@ -502,18 +223,3 @@ def _budget(entry: Entry) -> Budget:
 def _prior(fields: Mapping[str, Entry]) -> str | None:
     name = fields["prior"].string() if "prior" in fields else "none"
     return None if name.casefold() == "none" else name
-
-
-def _values(entry: Entry, read: Callable[[Entry], T]) -> tuple[T, ...]:
-    """Read the choices of a parameter; none may come twice."""
-    values: list[T] = []
-    for item in entry.listed():
-        value = read(item)
-        if value in values:
-            raise InputError(f"{item.where}: given twice")
-        values.append(value)
-    return tuple(values)
-
-
-def _get(fields: Mapping[str, Entry], key: str, read: Callable[[Entry], T], default: T) -> T:
-    return read(fields[key]) if key in fields else default

@@ -14,11 +14,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from qplan.solvers.tuning.ending import FEWEST, little_is_left, nothing_to_measure
+from qplan.solvers.tuning.events import Began, Ended, Event, Progressed, Stopped, Waiting
 from qplan.solvers.tuning.measuring import Abandoned, CannotRun, Halted, Hooks, Measure, Measured
 from qplan.solvers.tuning.space import Configuration, Enumerated, groups_of
 from qplan.solvers.tuning.study import (
+    BOUNDS,
     CONFIGURATION,
     GPU_HOURS,
     INFEASIBLE,
@@ -26,69 +29,21 @@ from qplan.solvers.tuning.study import (
     REASON,
     configuration_of,
     finished,
-    is_infeasible,
     keep_outlook,
     measured_of,
 )
-from qplan.solvers.tuning.tunefile import Budget, Tuning
+from qplan.solvers.tuning.tunefile import Tuning
 from qplan.solvers.tuning.turns import BEAT_S, GRACE_S, Life, Vigil, await_turn, holder_of
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import Trial
 
     from qplan.solvers.tuning.sampler import FrontSampler
 
+INTERRUPTED = "interrupted; the same command goes on"
+
 _POLL_S = 0.5
-_FEWEST_TO_STOP = 4
-"""Measurements before which an expected gain says nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Began:
-    """A configuration is being measured."""
-
-    trial: int
-    configuration: str
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Progressed:
-    """How far a measurement is."""
-
-    trial: int
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A trial is over: ``measured``, ``abandoned``, ``cannot run``, ``yielded`` or ``stopped``."""
-
-    trial: int
-    configuration: str
-    how: str
-    values: Mapping[str, float]
-    reason: str | None
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Nothing is left to choose, but others still measure."""
-
-    others: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The worker ends, and why."""
-
-    reason: str
-    interrupted: bool = False
-
-
-Event = Began | Progressed | Ended | Waiting | Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +76,25 @@ def work(job: Job, *, emit: Callable[[Event], None], stopping: Callable[[], bool
     return stopped
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What came of measuring a configuration: ``measured``, ``abandoned`` or ``cannot run``.
+
+    Attributes
+    ----------
+    bounds
+        Objectives of which the value is a bound.
+    seconds
+        How long its GPUs were taken, where whoever measured says so.
+    """
+
+    how: str
+    values: Mapping[str, float]
+    reason: str | None
+    bounds: tuple[str, ...] = ()
+    seconds: float | None = None
+
+
 class _Worker:
     def __init__(self, job: Job, emit: Callable[[Event], None], stopping: Callable[[], bool], life: Life) -> None:
         from qplan.solvers.tuning.pruner import FrontPruner
@@ -147,7 +121,7 @@ class _Worker:
                     time.sleep(_POLL_S)
                     continue
             reason = self._one_trial()
-        return Stopped("interrupted; the same command goes on", interrupted=True)
+        return Stopped(INTERRUPTED, interrupted=True)
 
     def _one_trial(self) -> str | None:
         """Take the next trial; return why there is none."""
@@ -191,8 +165,6 @@ class _Worker:
 
     def _measure(self, trial: Trial, one: Configuration, index: int) -> None:
         """Measure a configuration and tell the study."""
-        from optuna.trial import TrialState
-
         known = self._shared(one)
         hooks = Hooks(
             lambda: self._stopping() or self._life.lost,
@@ -200,21 +172,12 @@ class _Worker:
             lambda best: self._rules_out(index, best),
         )
         began = time.perf_counter()
-        values: dict[str, float] = {}
-        how, reason, state = "measured", None, TrialState.COMPLETE
-        measured: Measured | None = None
         try:
-            measured = self._job.measure(one, known, hooks)
-            values = self._values(one, measured) | known
-            lacking = [each.name for each in self._job.tuning.quantities if each.name not in values]
-            if lacking:
-                how, reason, state = "cannot run", f"no value of {', '.join(lacking)}", TrialState.FAIL
+            found = self._found(one, self._job.measure(one, known, hooks), known)
         except CannotRun as error:
-            values = dict(error.measured)
-            how, reason, state = "cannot run", str(error), TrialState.FAIL
+            found = _Found("cannot run", error.measured, str(error))
         except Abandoned as error:
-            values = dict(error.measured) | known
-            how, reason, state = "abandoned", str(error), TrialState.PRUNED
+            found = _Found("abandoned", {**error.measured, **known}, str(error))
         except (Halted, KeyboardInterrupt):
             self._fail(trial, "stopped by the user; measured another time")
             self._emit(Ended(trial.number, str(one), "stopped", {}, None, time.perf_counter() - began))
@@ -222,35 +185,41 @@ class _Worker:
         except Exception as error:
             self._fail(trial, f"{type(error).__name__}: {error}")
             raise
-        seconds = time.perf_counter() - began if measured is None else measured.seconds
-        if self._tell(trial, one, state, values, seconds, reason):
-            self._emit(Ended(trial.number, str(one), how, values, reason, seconds))
-        else:
-            lost = "others took this worker for dead, and measure it again"
-            self._emit(Ended(trial.number, str(one), "yielded", values, lost, seconds))
+        seconds = time.perf_counter() - began if found.seconds is None else found.seconds
+        how, reason = found.how, found.reason
+        if not self._tell(trial, one, found, seconds):
+            how, reason = "yielded", "others took this worker for dead, and measure it again"
+        self._emit(Ended(trial.number, str(one), how, found.values, reason, seconds))
 
-    def _tell(
-        self,
-        trial: Trial,
-        one: Configuration,
-        state: Any,
-        values: Mapping[str, float],
-        seconds: float,
-        reason: str | None,
-    ) -> bool:
+    def _found(self, one: Configuration, measured: Measured, known: Mapping[str, float]) -> _Found:
+        """Read what was observed of a configuration; what lacks an objective cannot be compared, and counts as none."""
+        quantities = self._job.tuning.quantities
+        told = {each.name: each.value(one, measured.rows) for each in quantities}
+        values = {name: value for name, value in told.items() if value is not None} | dict(known)
+        lacking = [each.name for each in quantities if each.name not in values]
+        if lacking:
+            return _Found("cannot run", values, f"no value of {', '.join(lacking)}", seconds=measured.seconds)
+        bounds = {each.name: said for each in quantities if (said := each.bound(one, measured.rows)) is not None}
+        return _Found("measured", values, "; ".join(bounds.values()) or None, tuple(bounds), measured.seconds)
+
+    def _tell(self, trial: Trial, one: Configuration, found: _Found, seconds: float) -> bool:
         """Write what was found; return whether the trial was still this worker's."""
         from optuna.trial import TrialState
 
+        states = {"measured": TrialState.COMPLETE, "abandoned": TrialState.PRUNED, "cannot run": TrialState.FAIL}
+        values = found.values
         try:
             trial.set_user_attr(MEASURED, dict(values))
             trial.set_user_attr(GPU_HOURS, one.gpus * seconds / 3600)
-            if reason is not None:
-                trial.set_user_attr(INFEASIBLE if state == TrialState.FAIL else REASON, reason)
+            if found.bounds:
+                trial.set_user_attr(BOUNDS, list(found.bounds))
+            if found.reason is not None:
+                trial.set_user_attr(INFEASIBLE if found.how == "cannot run" else REASON, found.reason)
             for limit in self._job.tuning.limits:
                 if limit.objective.name in values:
                     trial.set_constraint(limit.objective.name, limit.excess(values[limit.objective.name]))
-            told = [values[each.name] for each in self._job.tuning.objectives] if state == TrialState.COMPLETE else None
-            self._job.study.tell(trial, told, state=state)
+            told = [values[each.name] for each in self._job.tuning.objectives] if found.how == "measured" else None
+            self._job.study.tell(trial, told, state=states[found.how])
         except (ValueError, RuntimeError) as error:
             if not self._is_over(trial):
                 raise error
@@ -272,10 +241,6 @@ class _Worker:
             if not self._is_over(trial):
                 raise
 
-    def _values(self, one: Configuration, measured: Measured) -> dict[str, float]:
-        found = {each.name: each.value(one, measured.rows) for each in self._job.tuning.quantities}
-        return {name: value for name, value in found.items() if value is not None}
-
     def _shared(self, one: Configuration) -> dict[str, float]:
         """Return the quality that another configuration of the same model, quantization and engine has measured."""
         names = [each.name for each in self._job.tuning.quantities if each.task]
@@ -289,52 +254,17 @@ class _Worker:
 
     def _rules_out(self, index: int, best: Mapping[str, float]) -> str | None:
         trials = self._job.study.get_trials(deepcopy=False)
-        return self._pruner.rules_out(index, best) if len(finished(trials)) >= _FEWEST_TO_STOP else None
+        return self._pruner.rules_out(index, best) if len(finished(trials)) >= FEWEST else None
 
     def _is_queued(self) -> bool:
         from optuna.trial import TrialState
 
         return bool(self._job.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
+    def _little_is_left(self) -> str | None:
+        return little_is_left(self._job.study, self._job.sampler, self._job.tuning.stop_below)
+
     def _reason_to_end(self, but: int | None = None) -> str | None:
         """Say why no further configuration is to be begun, or return ``None``."""
         trials = [t for t in self._job.study.get_trials(deepcopy=False) if t.number != but]
-        if is_spent(self._job.tuning.budget, trials):
-            return f"the budget of {self._job.tuning.budget} is spent"
-        held = {configuration_of(trial) for trial in trials if _counts(trial)}
-        if len(held - {None}) >= len(self._job.enumerated.configurations):
-            return "every configuration is measured"
-        return None
-
-    def _little_is_left(self) -> str | None:
-        """Say how little is left to gain where a further measurement is not worth it, or return ``None``."""
-        trials = self._job.study.get_trials(deepcopy=False)
-        if len(finished(trials)) < _FEWEST_TO_STOP:
-            return None
-        outlook = self._job.sampler.outlook(self._job.study)
-        if not outlook.done(self._job.tuning.stop_below):
-            return None
-        if not outlook.remaining:
-            return "no configuration that is left is on the front with a probability worth a measurement"
-        return (
-            f"one more measurement is expected to add {outlook.next_gain:.2%} to the front's hypervolume, all others "
-            f"together {outlook.left:.2%} (90 % sure: at most {outlook.left_upper:.2%})"
-        )
-
-
-def is_spent(budget: Budget, trials: list[FrozenTrial]) -> bool:
-    """Whether a budget allows no further measurement; those that run or are queued count as what they will take."""
-    held = [trial for trial in trials if _counts(trial)]
-    if budget.measurements is not None:
-        return len(held) >= budget.measurements
-    assert budget.gpu_hours is not None
-    known = [float(trial.user_attrs[GPU_HOURS]) for trial in held if GPU_HOURS in trial.user_attrs]
-    usual = sum(known) / len(known) if known else 0.0
-    return sum(known) + usual * (len(held) - len(known)) >= budget.gpu_hours
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    """Whether a trial takes, or took, a measurement; what died or was stopped is measured in another."""
-    from optuna.trial import TrialState
-
-    return configuration_of(trial) is not None and (trial.state != TrialState.FAIL or is_infeasible(trial))
+        return nothing_to_measure(trials, self._job.tuning.budget, len(self._job.enumerated.configurations))

@@ -1,12 +1,16 @@
 """Measurements until a sampler has found the front: unique configurations, median over seeds.
 
-Counted are different configurations that were measured until the front of what was measured has 95 % of the true
-front's hypervolume, all axes scaled to [0, 1] over the whole table (latency, energy and cost by their logarithm) and
-the reference point 1.1. Optuna's samplers repeat configurations; a repetition is not counted. "Random" draws without
-repetition. Run by name, with ``pytest -s``, for the tables.
+Counted are different configurations that were measured until the front of what was measured has 95 %, and 99 %, of
+the true front's hypervolume, all axes scaled to [0, 1] over the whole table (latency, energy and cost by their
+logarithm) and the reference point 1.1. Optuna's samplers repeat configurations; a repetition is not counted. "Random"
+draws without repetition; ``inf``: most seeds did not get there. Optuna's run on the first five of the twenty seeds,
+GPSampler where torch is installed (minutes a seed), and is told logarithms where an axis is logarithmic. Run by name,
+with ``pytest -s``, for the tables.
 
 What the numbers are not: the tables are complete, so nothing fails and nothing is noisy twice. The synthetic table was
-in view while the surrogate's form was chosen (a dozen forms, whose medians lay between 30 and 34); the others were not.
+in view while the surrogate's form and the features were chosen (a score of forms, whose medians lay between 30 and 35);
+the others were not. Its noise decides much: a search told the table's own formula
+without its noise takes 16 to 18 to 95 % and 35 to 99 %, and one that sees all values 10 and 22.
 The composed pack is not measured serving: its truth is what the pack's step times make of a serving model, and the
 predictions come from step times fitted to the *other* models of the pack, put through the same serving model. So its
 prior knows GPU, quantization and the serving model, and never saw a row of Llama-2-13B or 70B.
@@ -19,8 +23,9 @@ import importlib.util
 import sys
 import time
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +44,7 @@ from qplan.models.steps.points import StepPoints
 from qplan.profiles.sources import read_profiles
 from qplan.solvers.tuning.axes import Axis, losses
 from qplan.solvers.tuning.candidates import Candidates
-from qplan.solvers.tuning.hypervolume import hypervolume
+from qplan.solvers.tuning.hypervolume import hypervolume, nondominated
 from qplan.solvers.tuning.sampler import Exhausted, FrontSampler
 
 Floats = NDArray[np.float64]
@@ -48,8 +53,11 @@ SYNTHETIC = SHARED / "bench/tuning_table.py"
 ML_ENERGY = SHARED / "data/ml-energy-v2/flat_llm.csv"
 OTHERS = ("llama-2-7b", "codellama-34b", "llama-3.1-8b", "llama-3.1-70b")
 SEEDS = range(20)
+KV_GB = 0.25  # of a sequence of the synthetic table
 FEW_SEEDS = range(5)  # where a study is long
 MOST = 400  # trials of Optuna's samplers
+TARGETS = (0.95, 0.99)
+TORCH = importlib.util.find_spec("torch") is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +85,13 @@ def needed(table: Table, order: Sequence[int], targets: Sequence[float]) -> list
     """Return how many of the configurations, in order, reach each target; ``None`` where all of them do not."""
     points, reference = table.scaled(), np.full(len(table.axes), 1.1)
     whole = hypervolume(points, reference)
-    found: list[int | None] = [None] * len(targets)
-    for n in range(1, len(order) + 1):
-        share = hypervolume(points[list(order[:n])], reference) / whole
-        found = [n if at is None and share >= target else at for at, target in zip(found, targets, strict=True)]
-        if None not in found:
-            break
-    return found
+
+    def share(n: int) -> float:
+        return hypervolume(points[list(order[:n])], reference) / whole
+
+    numbers = range(1, len(order) + 1)
+    places = [bisect_left(numbers, target, key=share) for target in targets]
+    return [place + 1 if place < len(order) else None for place in places]
 
 
 def ours(table: Table, seed: int, most: int, prior: Floats | None = None, target: float = 1.0) -> list[int]:
@@ -104,9 +112,18 @@ def ours(table: Table, seed: int, most: int, prior: Floats | None = None, target
     return order
 
 
-def theirs(table: Table, sampler: optuna.samplers.BaseSampler, most: int = MOST) -> list[int]:
-    """Return the different configurations that one of Optuna's samplers measures, in order."""
+def theirs(
+    table: Table,
+    sampler: optuna.samplers.BaseSampler,
+    most: int = MOST,
+    target: float = TARGETS[-1],
+    told: Floats | None = None,
+) -> list[int]:
+    """Return the different configurations that one of Optuna's samplers measures up to a target, in order."""
     candidates, study = table.candidates(), _study(table, sampler)
+    told = table.values if told is None else told
+    points, reference = table.scaled(), np.full(len(table.axes), 1.1)
+    goal = target * hypervolume(points, reference)
     order: dict[int, None] = {}
     for _ in range(most):
         trial = study.ask()
@@ -114,8 +131,11 @@ def theirs(table: Table, sampler: optuna.samplers.BaseSampler, most: int = MOST)
         if index is None:  # not in the table: told as a failure, which the samplers pass over
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             continue
-        order[index] = None
-        study.tell(trial, list(table.values[index]))
+        study.tell(trial, list(told[index]))
+        if index not in order:
+            order[index] = None
+            if hypervolume(points[list(order)], reference) >= goal:
+                break
     assert max(order) < len(candidates)
     return list(order)
 
@@ -131,7 +151,7 @@ def _taken_for(table: Table, trial: optuna.Trial) -> int | None:
 
 def _study(table: Table, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(directions=[axis.direction for axis in table.axes], sampler=sampler)
+    return optuna.create_study(directions=["minimize"] * len(table.axes), sampler=sampler)
 
 
 def _random(table: Table, seed: int) -> list[int]:
@@ -148,8 +168,19 @@ def _nsga(table: Table, seed: int) -> list[int]:
         return theirs(table, optuna.samplers.NSGAIISampler(seed=seed, population_size=20))
 
 
+def _gp(table: Table, seed: int) -> list[int]:
+    told = losses(table.axes, table.values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return theirs(table, optuna.samplers.GPSampler(seed=seed), most=80, target=TARGETS[0], told=told)
+
+
 def medians(
-    name: str, table: Table, run: Callable[[Table, int], list[int]], seeds: Sequence[int], targets: Sequence[float]
+    name: str,
+    table: Table,
+    run: Callable[[Table, int], list[int]],
+    seeds: Sequence[int] = SEEDS,
+    targets: Sequence[float] = TARGETS,
 ) -> list[float]:
     """Print and return the median number of measurements to each target, infinite where most seeds do not reach it."""
     counts = np.array([[n or np.inf for n in needed(table, run(table, seed), targets)] for seed in seeds])
@@ -172,17 +203,18 @@ def synthetic() -> Table:
     found: dict[tuple[str, str, int, int], Floats] = module.FEAS
     axes = (Axis("latency"), Axis("energy"), Axis("quality loss", log=False))
     names = ("gpu", "quantization", "tp", "max_batch")
-    gpus, methods = module.GPU, module.Q
-    # Data-sheet figures of GPU and format, no model of serving.
-    features = [
-        [
-            *np.log2(gpus[gpu]),
-            *(float(one == method) for one in methods),
-            np.log2(methods[method][0]),
-            *np.log2([tp, batch]),
+    # What `qplan tune` tells its sampler of configurations (solvers/tuning/features.py): data sheets, no serving model.
+    features = []
+    for gpu, method, tp, batch in found:
+        tflops, bandwidth, memory_gb, tdp_w = module.GPU[gpu]
+        bits = module.Q[method][0]
+        weights_gb = module.SIZE * bits / 8
+        faster = 2 if method == "w8a8" or (method == "fp8" and gpu != "A100") else 1
+        numbers = [
+            *(weights_gb / (bandwidth * tp), 1 / (tflops * faster * tp), tdp_w * tp, tp, bits, batch),
+            min(batch, (memory_gb * tp * 0.9 - weights_gb) / KV_GB),
         ]
-        for gpu, method, tp, batch in found
-    ]
+        features.append([*np.log2(numbers), *(float(one == method) for one in module.Q)])
     return Table(
         axes,
         tuple(dict(zip(names, one, strict=True)) for one in found),
@@ -252,51 +284,116 @@ def ml_energy() -> Table:
     )
 
 
-def _ours_to(target: float, prior: Floats | None = None, most: int = 60) -> Callable[[Table, int], list[int]]:
+def _ours_to(target: float, prior: Floats | None = None, most: int = 200) -> Callable[[Table, int], list[int]]:
     return lambda table, seed: ours(table, seed, most, prior, target)
+
+
+def _named(table: Table, seed: int) -> list[int]:
+    return ours(replace(table, features=None), seed, 200, target=TARGETS[0])
 
 
 def _shuffled(table: Table, seed: int) -> list[int]:
     assert table.prior is not None
-    return ours(table, seed, 60, np.random.default_rng(seed).permutation(table.prior), 0.95)
+    return ours(table, seed, 200, np.random.default_rng(seed).permutation(table.prior), TARGETS[-1])
+
+
+def _headed(name: str, table: Table, objectives: str) -> None:
+    sys.stdout.write(
+        f"\n{name}, {len(table.values)} configurations, {objectives}: median (range) to 95 % and to 99 %\n"
+    )
 
 
 @pytest.mark.skipif(not SYNTHETIC.is_file(), reason="../shared/bench is not here")
 def test_the_synthetic_table_of_480_configurations() -> None:
     table = synthetic()
-    sys.stdout.write(f"\nsynthetic table, {len(table.values)} configurations, 3 objectives: median (range) to 95 %\n")
-    found = medians("front sampler, no predictions", table, _ours_to(0.95), SEEDS, [0.95])[0]
-    random = medians("Random (no repetition)", table, _random, SEEDS, [0.95])[0]
-    tpe = medians("TPE", table, _tpe, FEW_SEEDS, [0.95])[0]
-    nsga = medians("NSGA-II", table, _nsga, FEW_SEEDS, [0.95])[0]
-    assert found < random / 3
-    assert found < min(tpe, nsga)
+    _headed("synthetic table", table, "3 objectives")
+    found = medians("front sampler, no predictions", table, _ours_to(TARGETS[-1]))
+    medians("front sampler, names alone", table, _named, FEW_SEEDS, TARGETS[:1])
+    random = medians("Random (no repetition)", table, _random)
+    tpe = medians("TPE", table, _tpe, FEW_SEEDS)
+    nsga = medians("NSGA-II", table, _nsga, FEW_SEEDS)
+    assert found[0] < random[0] / 3
+    assert found[0] < min(tpe[0], nsga[0])
+    assert found[1] < min(random[1], tpe[1], nsga[1])
 
 
 @pytest.mark.parametrize("model", ["llama-2-13b", "llama-2-70b"])
 def test_the_composed_pack_with_predictions_from_its_other_models(model: str) -> None:
     table = composed(model)
-    sys.stdout.write(f"\n{model}, {len(table.values)} configurations, cost, TPOT, quality: median (range) to 95 %\n")
-    told = medians("front sampler, predictions", table, _ours_to(0.95, table.prior), SEEDS, [0.95])[0]
-    untold = medians("front sampler, no predictions", table, _ours_to(0.95), SEEDS, [0.95])[0]
-    wrong = medians("front sampler, shuffled predictions", table, _shuffled, SEEDS, [0.95])[0]
-    random = medians("Random (no repetition)", table, _random, SEEDS, [0.95])[0]
-    medians("TPE", table, _tpe, FEW_SEEDS, [0.95])
-    medians("NSGA-II", table, _nsga, FEW_SEEDS, [0.95])
-    assert told <= 10
-    assert told <= untold < random
-    assert wrong < random
+    _headed(model, table, "cost, TPOT, quality")
+    told = medians("front sampler, predictions", table, _ours_to(TARGETS[-1], table.prior))
+    untold = medians("front sampler, no predictions", table, _ours_to(TARGETS[-1]))
+    wrong = medians("front sampler, shuffled predictions", table, _shuffled)
+    random = medians("Random (no repetition)", table, _random)
+    medians("TPE", table, _tpe, FEW_SEEDS)
+    medians("NSGA-II", table, _nsga, FEW_SEEDS)
+    assert told[0] <= 10
+    assert told[0] <= untold[0] < random[0]
+    assert told[1] <= untold[1] < random[1]
+    assert wrong[0] < random[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TORCH, reason="torch is not installed")
+@pytest.mark.parametrize("name", ["synthetic", "llama-2-13b", "llama-2-70b"])
+def test_the_gp_sampler_of_optuna(name: str) -> None:
+    if name == "synthetic" and not SYNTHETIC.is_file():
+        pytest.skip("../shared/bench is not here")
+    table = synthetic() if name == "synthetic" else composed(name)
+    sys.stdout.write(f"\n{name}: median (range) to 95 %\n")
+    found = medians("front sampler, no predictions", table, _ours_to(TARGETS[0]), FEW_SEEDS, TARGETS[:1])
+    medians("GPSampler", table, _gp, FEW_SEEDS, TARGETS[:1])
+    assert np.isfinite(found[0])
+
+
+@pytest.mark.skipif(not SYNTHETIC.is_file(), reason="../shared/bench is not here")
+def test_what_is_left_on_the_table_where_studies_stop() -> None:
+    """The estimate against the truth; its error was set on other seeds, and on tables of other noise and constants."""
+    table = synthetic()
+    truth, rows = losses(table.axes, table.values), []
+    chances, escaped, fronts = [], [], []
+    for seed in SEEDS:
+        candidates = table.candidates()
+        sampler = FrontSampler(candidates, table.axes, seed=seed)
+        study = _study(table, sampler)
+        while len(study.trials) < 12 or not sampler.outlook(study).done():
+            trial = study.ask()
+            study.tell(trial, list(table.values[candidates.suggest(trial)]))
+        outlook, beliefs = sampler.outlook(study), sampler.beliefs(study)
+        measured, whole = (hypervolume(points, beliefs.reference) for points in (beliefs.evidence.measured, truth))
+        rows.append((len(study.trials), outlook.left, outlook.left_upper, whole / measured - 1))
+        rest = np.flatnonzero(~beliefs.evidence.taken)
+        found = beliefs.evidence.measured
+        dominated = [((found <= one).all(axis=1) & (found < one).any(axis=1)).any() for one in truth[rest]]
+        chances.append(beliefs.chances()[rest])
+        escaped.append(~np.array(dominated))
+        fronts.append(nondominated(truth)[rest])
+    count, left, upper, true = np.array(rows).T
+    sys.stdout.write(
+        f"\nstopped after {np.median(count):g} ({count.min():.0f}-{count.max():.0f}) measurements; left on the table: "
+        f"expected {np.median(left):.1%}, true {np.median(true):.1%} of the hypervolume; true / expected "
+        f"{np.median(true / left):.2f} ({(true / left).min():.2f}-{(true / left).max():.2f}); the 90 % bound holds in "
+        f"{(true <= upper).sum()} of {len(true)}\n"
+        "probability of the front  candidates  said  not dominated  on the front\n"
+    )
+    said, free, on = (np.concatenate(each) for each in (chances, escaped, fronts))
+    for low, high in ((0, 0.01), (0.01, 0.1), (0.1, 0.3), (0.3, 0.6), (0.6, 0.9), (0.9, 1.01)):
+        some = (said >= low) & (said < high)
+        shares = (said[some].mean(), free[some].mean(), on[some].mean())
+        sys.stdout.write(f"{f'{low:.0%} to {min(high, 1):.0%}':>24s} {some.sum():11d} {shares[0]:5.1%} ")
+        sys.stdout.write(f"{shares[1]:14.1%} {shares[2]:13.1%}\n")
+    assert on[said < 0.01].mean() < 0.01  # what is never measured
 
 
 @pytest.mark.skipif(not ML_ENERGY.is_file(), reason="../shared/data/ml-energy-v2 is not here")
 def test_the_configurations_of_ml_energy() -> None:
     table = ml_energy()
-    sys.stdout.write(f"\nml-energy-v2, {len(table.values)} configurations, energy, TPOT: median (range) to 95 %\n")
-    found = medians("front sampler, no predictions", table, _ours_to(0.95), FEW_SEEDS, [0.95])[0]
-    random = medians("Random (no repetition)", table, _random, SEEDS, [0.95])[0]
-    medians("TPE", table, _tpe, FEW_SEEDS, [0.95])
-    medians("NSGA-II", table, _nsga, FEW_SEEDS, [0.95])
-    assert found < random
+    _headed("ml-energy-v2", table, "energy, TPOT")
+    found = medians("front sampler, no predictions", table, _ours_to(TARGETS[-1]), FEW_SEEDS)
+    random = medians("Random (no repetition)", table, _random)
+    medians("TPE", table, _tpe, FEW_SEEDS)
+    medians("NSGA-II", table, _nsga, FEW_SEEDS)
+    assert found[0] < random[0]
 
 
 def test_a_proposal_among_2000_candidates_after_100_observations() -> None:
@@ -336,4 +433,4 @@ def test_a_proposal_among_2000_candidates_after_100_observations() -> None:
         f"\n2,000 candidates, 95-105 observations: {np.median(wall_s):.3f} s a proposal (median of 10; longest "
         f"{max(wall_s):.3f}), CPU {np.median(cpu_s):.3f} s\n"
     )
-    assert np.median(wall_s) < 0.5  # 0.19 s with one thread of BLAS; the goal of 0.3 s is not asserted on busy machines
+    assert np.median(cpu_s) < 0.3  # in one thread, so that it is the wall time of a machine that does nothing else

@@ -124,6 +124,11 @@ def test_bad_input_is_one_clear_line(folder: Path, arguments: tuple[str, ...], s
         tune(command, str(folder / "tuning.db"), *rest)
 
 
+def test_workers_are_of_a_cluster(folder: Path) -> None:
+    with pytest.raises(InputError, match="only with --ray"):
+        tune(str(folder / "tune.yaml"), *TABLE, "--workers", "2")
+
+
 def test_a_study_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file"):
         tune("report", str(tmp_path / "none.db"))

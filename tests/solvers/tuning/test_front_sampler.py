@@ -60,6 +60,17 @@ def measure(study: optuna.Study, candidates: Candidates, values: Floats, times: 
     return found
 
 
+def add_measured(study: optuna.Study, candidates: Candidates, values: Floats, index: int) -> None:
+    """Add a candidate's measurement to a study."""
+    study.add_trial(
+        optuna.trial.create_trial(
+            params=dict(candidates.parameters[index]),
+            distributions=candidates.distributions,
+            values=list(values[index]),
+        )
+    )
+
+
 def share(values: Floats, found: list[int]) -> float:
     """Return the hypervolume of what was found over that of all."""
     points = losses(AXES, values)
@@ -258,6 +269,49 @@ def test_the_pruner_abandons_what_its_load_points_rule_out() -> None:
     assert evidence.taken[index]
     assert not evidence.complete[index]
     assert evidence.losses[index, 0] == pytest.approx(np.log(99.0))
+
+
+def test_the_front_that_rules_out_is_the_measured_one_however_good_predictions_look() -> None:
+    """Were the front that of what is believed, predictions that flatter would rule out everything."""
+    values = truth()
+    flattering = grid(prior_mean=values * [1e-3, 1.0], prior_std=np.full(values.shape, 1e-3))
+    sampler = FrontSampler(flattering, AXES, seed=0)
+    study = study_of(sampler)
+    worst = int(values[:, 0].argmax())
+    add_measured(study, flattering, values, worst)
+    fastest = int(values[:, 0].argmin())
+    pruner = FrontPruner(sampler, study)
+    assert pruner.rules_out(fastest, {"latency": values[fastest, 0], "quality_loss": values[fastest, 1]}) is None
+    # Beyond every reference of a hypervolume on one axis, and still better than all that is measured on the other.
+    assert pruner.rules_out(fastest, {"quality_loss": 10 * values[:, 1].max()}) is None
+    assert sampler.beliefs(study).chances()[fastest] > 0.9
+
+
+def test_the_pruner_drops_what_is_at_best_a_little_worse_than_something_measured() -> None:
+    candidates, values = grid(), truth()
+    sampler = FrontSampler(candidates, AXES, seed=0)
+    study = study_of(sampler)
+    measured = measure(study, candidates, values, 6)
+    pruner = FrontPruner(sampler, study)
+    other = next(index for index in range(len(candidates)) if index not in measured)
+    for latency, loss in values[measured]:
+        assert pruner.rules_out(other, {"latency": 1.01 * latency, "quality_loss": loss + 0.001}) is not None
+
+
+def test_what_lies_beyond_the_reference_of_the_volume_can_be_on_the_front_unless_the_axis_says() -> None:
+    values = truth()
+
+    def chance(axes: tuple[Axis, ...]) -> float:
+        known = np.column_stack([values[:, 0], np.full(len(values), np.nan)])
+        known[0, 0] = 1e-3  # the best latency by far, at a loss of which little is known
+        candidates = grid(known=known, prior_mean=values, prior_std=np.full(values.shape, 2.0))
+        sampler = FrontSampler(candidates, axes, seed=0)
+        study = study_of(sampler)
+        add_measured(study, candidates, values, len(values) - 1)
+        return float(sampler.beliefs(study).chances()[0])
+
+    assert chance(AXES) > 0.999
+    assert chance((AXES[0], Axis("quality_loss", log=False, reference=0.1))) < 0.9
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ objectives: [memory]
 budget: 1
 """
 SERVING = {"phase": "serving", "status": "ok", "output_tokens_per_s": 50.0, "duration_s": 10.0, "energy_j": 1000.0}
+SEARCHED = {"phase": "saturation", "saturation_qps": None}
 JUDGED = {"phase": "quality", "task": "perplexity:english", "score": 12.0}
 
 
@@ -36,6 +37,11 @@ def one() -> Configuration:
         ("p90:ttft", [{"ttft_p90_s": 0.2, "status": "failed"}], None),
         ("saturation", [{"saturation_qps": 3.0}], None),  # which a serving row does not tell
         ("saturation", [{"phase": "saturation", "saturation_qps": 3.0}], 3.0),
+        ("saturation", [SEARCHED | {"saturation_low_qps": 2.0}, SEARCHED | {"saturation_low_qps": 4.0}], 3.0),
+        ("saturation", [SEARCHED | {"saturation_low_qps": 2.0}, SEARCHED | {"saturation_qps": 7.0}], 7.0),
+        ("saturation", [SEARCHED | {"saturation_high_qps": 2.0}], None),
+        ("perplexity:english/kl_divergence", [JUDGED | {"metric": "perplexity"}], 0.0),  # unquantized, from itself
+        ("perplexity:english/top1_agreement", [JUDGED | {"metric": "perplexity"}], 1.0),
         ("perplexity:english", [JUDGED | {"metric": "perplexity"}], 12.0),
         ("perplexity:english", [JUDGED | {"metric": "top1_agreement"}], None),
         ("memory", [{"memory_bytes": 5e9}], 5e9),
@@ -53,6 +59,14 @@ def test_cost_is_that_of_all_gpus_for_a_million_tokens(one: Configuration) -> No
     assert parse_objective("cost", "here").value(one, [SERVING]) == pytest.approx(price / 3600 / 50 * 1e6)
     search = {"phase": "saturation", "status": "ok", "saturation_qps": 5.0, "output_tokens": 10.0}
     assert parse_objective("cost", "here").value(one, [search]) == pytest.approx(price / 3600 / 50 * 1e6)
+    assert parse_objective("cost", "here").bound(one, [search]) is None
+    bounded = search | {"saturation_qps": None, "saturation_low_qps": 5.0, "reason": "no time"}
+    assert parse_objective("cost", "here").value(one, [bounded]) == pytest.approx(price / 3600 / 50 * 1e6)
+    said = parse_objective("cost", "here").bound(one, [bounded])
+    assert said is not None
+    assert said.startswith("cost is at most ")
+    assert said.endswith("$/Mtoken: no time")
+    assert parse_objective("cost", "here").bound(one, [SERVING, bounded]) is None  # what was generated tells it
 
 
 def test_memory_on_a_cpu_is_measured_bits_and_the_cache_of_every_sequence(one: Configuration) -> None:

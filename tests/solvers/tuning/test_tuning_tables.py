@@ -123,3 +123,16 @@ def test_a_prior_that_tells_nothing_is_said() -> None:
     tuning = parse_tuning(f"{PLAN}prior: trtllm-composed\n", "t.yaml")
     with pytest.raises(InputError, match="prior: trtllm-composed tells nothing"):
         expected(tuning, enumerate_space(tuning.space, lambda _: None).configurations)
+
+
+def test_quality_that_was_judged_under_other_settings_counts_where_its_own_was_not() -> None:
+    tuning = plan("engine: llamacpp", "engine: llamacpp, settings: {threads: [1, 2, 3]}")
+    rows: list[dict[str, Any]] = [
+        {"phase": "saturation", "saturation_qps": n, "settings": f'{{"threads": {n}}}'} for n in (1, 2)
+    ]
+    judged = {"phase": "quality", "task": "perplexity:english", "metric": "perplexity", "workload": None}
+    rows += [judged | {"settings": '{"threads": 1}', "score": 30.0}, judged | {"settings": None, "score": 40.0}]
+    looked_up = table(tuning, *rows)
+    found = [one for one in enumerate_space(tuning.space, lambda _: None).configurations if "FP16 KV16" in str(one)]
+    perplexity = [tuning.objectives[1].value(one, looked_up.rows(one)) for one in found]
+    assert perplexity == [30.0, 35.0, None]  # its own, the median of the others', and nothing else is known of it

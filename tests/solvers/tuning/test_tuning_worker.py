@@ -10,14 +10,16 @@ import pytest
 from optuna.trial import TrialState
 
 from qplan.core.errors import InputError
+from qplan.report.tuning import print_study, value_of
+from qplan.solvers.tuning.events import Began, Ended, Event, Stopped
 from qplan.solvers.tuning.measuring import Abandoned, CannotRun, Halted, Hooks, Measured
 from qplan.solvers.tuning.setup import open_job, sampler_of
-from qplan.solvers.tuning.space import Configuration, enumerate_space
+from qplan.solvers.tuning.space import Configuration, enumerate_space, memory_groups_of
 from qplan.solvers.tuning.study import CONFIGURATION, INFEASIBLE
 from qplan.solvers.tuning.summary import summarize_study
 from qplan.solvers.tuning.tunefile import parse_tuning
 from qplan.solvers.tuning.turns import BEAT, RETRY_OF, WORKER, Vigil, await_turn, holder_of
-from qplan.solvers.tuning.worker import Began, Ended, Event, Job, Stopped, work
+from qplan.solvers.tuning.worker import Job, work
 
 PLAN = """\
 name: made
@@ -89,6 +91,53 @@ def test_every_configuration_is_measured_once_and_the_study_is_an_ordinary_one(m
     assert best == {"W4A16 TP1", "W4A16 TP2"}
     assert best == {one.configuration for one in summarize_study(job.study, job.tuning).front}
     assert job.study.metric_names == ["throughput", "p90:ttft"]
+
+
+BOUNDED = """\
+name: bounded
+models: [{name: smollm2-135m, context: 64, max_sequences: 2}]
+space: {quantization: [Q8_0, Q4_0], gpu: cpu, engine: llamacpp}
+objectives: [saturation]
+workload: isl=8,osl=2
+slo: [p90:ttft=1s]
+stop_below: never
+budget: 2
+"""
+
+
+def test_a_rate_that_no_search_broke_is_a_bound_and_said_to_be_one(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(one: Configuration, known: Mapping[str, float], hooks: Hooks) -> Measured:
+        found = {"phase": "saturation", "status": "ok", "saturation_qps": 7.0, "saturation_low_qps": 6.0}
+        if one.target.quantization == "Q4_0":
+            found |= {"saturation_qps": None, "reason": "the SLOs hold even at 6 req/s"}
+        return Measured((found,), 1.0)
+
+    job = make(BOUNDED, measure)
+    _, events = run(job)
+    ended = {event.configuration: event for event in events if isinstance(event, Ended)}
+    assert {name: (event.how, event.values["saturation"]) for name, event in ended.items()} == {
+        "Q8_0": ("measured", 7.0),
+        "Q4_0": ("measured", 6.0),
+    }
+    assert ended["Q4_0"].reason == "saturation is at least 6 req/s: the SLOs hold even at 6 req/s"
+    summary = summarize_study(job.study, job.tuning, importance=False)
+    assert {one.configuration: one.bounds for one in summary.found} == {"Q8_0": (), "Q4_0": ("saturation",)}
+    print_study(summary, as_json=False)
+    said = capsys.readouterr().out
+    assert "a bound, which counts as the value: Q4_0: saturation is at least 6 req/s" in said
+    bounded = next(one for one in summary.found if one.bounds)
+    assert value_of(bounded, "saturation", summary) == "at least 6 req/s"
+
+
+def test_memory_on_a_cpu_is_shared_by_configurations_of_the_same_weights_and_cache() -> None:
+    plan = BOUNDED.replace("engine: llamacpp", "engine: llamacpp, settings: {threads: [1, 2]}, max_sequences: [2, 4]")
+    found = enumerate_space(parse_tuning(plan, "t").space, lambda _: None).configurations
+    assert len(found) == 8
+    assert len(set(memory_groups_of(found))) == 4  # two formats, two numbers of sequences
+    on_gpus = enumerate_space(parse_tuning(PLAN, "t").space, lambda _: None).configurations
+    assert len(set(memory_groups_of(on_gpus))) == len(on_gpus)
 
 
 def test_the_budget_is_kept_over_several_runs(make: Make) -> None:
