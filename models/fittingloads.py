@@ -9,6 +9,7 @@ judged on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -65,41 +66,69 @@ def fit_loads(table: pa.Table, source: str, progress: Progress) -> tuple[FittedL
     InputError
         scikit-learn's extra is not installed, or a row names a model, GPU or quantization that is not known.
     """
-    axis, rows = served_rows(table)
-    if not rows:
-        raise StoreError(f"{source} has no serving row that went well with a load and lengths: nothing to fit")
-    encoder = LoadEncoder.of(rows, axis)
-    data, missing = _metrics(table, encoder)
-    if not data:
-        why = "; ".join(f"{metric}: {reason}" for metric, reason in missing.items())
-        raise StoreError(f"{source} has no metric under load to fit: {why}")
-    trials = {metric: Trials.of(metric, one) for metric, one in data.items()}
-    total, done = len(data) + sum(map(len, trials.values())), count(1)
+    data = _Data.of(table, source)
+    trials = {metric: Trials.of(metric, one) for metric, one in data.rows.items()}
+    total, done = len(data.rows) + sum(map(len, trials.values())), count(1)
 
     def step() -> None:
         progress(next(done), total)
 
     progress(0, total)
-    surrogates, chosen = {}, {}
+    fitted = _fitted(table, source, data, step)
     held: list[HeldOutLoads] = []
-    for metric, one in data.items():
+    for metric, one in data.rows.items():
+        held += trials[metric].run(partial(_regressor, one.elasticity), step)
+    return fitted, tuple(held)
+
+
+def fit_loads_alone(table: pa.Table, source: str, progress: Progress) -> FittedLoads:
+    """Fit as :func:`fit_loads` does, without finding how far off it is on its own rows."""
+    data, done = _Data.of(table, source), count(1)
+    return _fitted(table, source, data, lambda: progress(next(done), len(data.rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """What there is to fit to: rows under load, and those of each metric; why other metrics have none."""
+
+    axis: str
+    served: Sequence[Mapping[str, Any]]
+    encoder: LoadEncoder
+    rows: Mapping[str, LoadRows]
+    missing: Mapping[str, str]
+
+    @classmethod
+    def of(cls, table: pa.Table, source: str) -> _Data:
+        axis, served = served_rows(table)
+        if not served:
+            raise StoreError(f"{source} has no serving row that went well with a load and lengths: nothing to fit")
+        encoder = LoadEncoder.of(served, axis)
+        rows, missing = _metrics(table, encoder)
+        if not rows:
+            why = "; ".join(f"{metric}: {reason}" for metric, reason in missing.items())
+            raise StoreError(f"{source} has no metric under load to fit: {why}")
+        return cls(axis, served, encoder, rows, missing)
+
+
+def _fitted(table: pa.Table, source: str, data: _Data, step: Callable[[], object]) -> FittedLoads:
+    """Fit every metric; `step` is called after each."""
+    surrogates, chosen = {}, {}
+    for metric, one in data.rows.items():
         surrogates[metric], chosen[metric] = _fit(one.elasticity, one.X, one.y)
         step()
-        held += trials[metric].run(partial(_regressor, one.elasticity), step)
     scored = table.filter(np.array([phase == "quality" for phase in table["phase"].to_pylist()])).to_pylist()
     kinds = sorted({str(kind) for kind in table["provenance"].unique().to_pylist()})
-    fitted = FittedLoads(
+    return FittedLoads(
         source,
         ", ".join(kinds),
-        encoder,
-        Support.of(described(rows, axis)),
-        _configurations(table, encoder, rows),
+        data.encoder,
+        Support.of(described(data.served, data.axis)),
+        _configurations(table, data.encoder, data.served),
         surrogates,
         chosen,
-        missing,
+        data.missing,
         QualityModel((*published(), *measured(scored))),
     )
-    return fitted, tuple(held)
 
 
 def _metrics(table: pa.Table, encoder: LoadEncoder) -> tuple[dict[str, LoadRows], dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qplan.cli import profiles_pack
 from qplan.core.errors import QplanError
 from qplan.report.output import print_json, print_table
 
@@ -21,6 +22,9 @@ JSON_SCHEMA_VERSION = 1
 _PROGRESS_FROM_ROWS = 5_000
 
 app = typer.Typer(help="See, import, export and check the profiles that plans are made from.", no_args_is_help=True)
+app.command("findings")(profiles_pack.findings)
+app.command("heldout")(profiles_pack.heldout)
+app.command("requests")(profiles_pack.requests)
 
 Store = Annotated[
     str, typer.Option("--store", envvar="QPLAN_STORE", help="SQLite file, or URL: postgresql://user@host/db.")
@@ -166,31 +170,45 @@ def export(
     note: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What a reader must know of the numbers; repeatable.")
     ] = None,
+    requests: Annotated[
+        bool, typer.Option("--requests", help="Also write OUT.requests.parquet: timestamps of the loads' requests.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write everything in a store as a pack: a Parquet file and its JSON card.
 
     Example: qplan profiles export ours.parquet --store qplan.db --title "Our H100s, autumn 2026"
     """
+    from qplan.measure.campaign.shipping import notes_of, requests_of
     from qplan.profiles.packs import Pack, write_pack
     from qplan.profiles.store import ProfileStore
+    from qplan.profiles.timestamps import requests_path, write_requests
 
     with ProfileStore(store) as opened:
         pack = Pack.of_store(str(opened), opened.read())
+        notes = (*(note or ()), *notes_of(opened))
+        sent = requests_of(opened) if requests else None
     card = replace(
         pack.card,
         title=title or pack.card.title,
         licence=licence or pack.card.licence,
         made_by=made_by or pack.card.made_by,
-        notes=tuple(note or ()),
+        notes=notes,
         # The sources of a campaign's rows name their points, which a card need not.
         made_from=sorted({str(source).partition(" point ")[0] for source in pack.table["source"].to_pylist()}),
     )
+    if sent is not None:
+        beside = f"timestamps of {sent.num_rows} requests: {requests_path(out).name}"
+        card = replace(card, details={**card.details, "requests": beside})
     card = write_pack(out, card, pack.table)
+    if sent is not None:
+        write_requests(out, sent)
     if as_json:
         _print_json(file=str(out), **card.to_json())
         return
     typer.echo(f"{out}: {card.rows} observations, with {out.with_suffix('.json').name}")
+    if sent is not None:
+        typer.echo(f"{requests_path(out)}: {sent.num_rows} requests, {requests_path(out).stat().st_size:,} bytes")
 
 
 @app.command("validate")

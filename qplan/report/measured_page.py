@@ -26,7 +26,7 @@ CAVEATS = (
 _MOST_FACTS = 20  # of one kind; each start of an engine has a command of its own
 _CSS_PIXELS_PER_INCH = 96
 
-_CSS = """
+CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 1180px; margin: 2em auto; padding: 0 1.2em; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2.2em; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1em; margin-bottom: .3em; }
@@ -41,9 +41,9 @@ td pre { margin: 0; white-space: pre-wrap; max-width: 60em; } .range { color: #7
 
 def render_page(measured: Measured, drawn: Iterable[Drawn], title: str) -> str:
     """Return the page; every name from the observations is escaped."""
-    figures = "".join(_figure(figure) for figure in drawn)
+    figures = "".join(figure_block(figure) for figure in drawn)
     sections = (
-        ("What these numbers are not", _list(CAVEATS)),
+        ("What these numbers are not", list_block(CAVEATS)),
         ("Figures", figures or "<p>No figure: nothing was measured without failure.</p>"),
         ("Quality", _quality(measured)),
         ("Saturation", _saturation(measured)),
@@ -56,7 +56,7 @@ def render_page(measured: Measured, drawn: Iterable[Drawn], title: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
         f"<p>{_counts(measured)}</p>\n{body}</body>\n</html>\n"
     )
 
@@ -79,7 +79,8 @@ def _counts(measured: Measured) -> str:
     return f"{escape(what)}.<br>{escape(counts)}"
 
 
-def _figure(drawn: Drawn) -> str:
+def figure_block(drawn: Drawn) -> str:
+    """Return a figure with its heading and caption, the picture within the page."""
     data = base64.b64encode(drawn.png).decode()
     width = round(drawn.figure.get_figwidth() * _CSS_PIXELS_PER_INCH)
     return (
@@ -104,7 +105,7 @@ def _quality(measured: Measured) -> str:
         for score in measured.scores
     ]
     header = ("system", "quantization", "task", "metric", "score", "baseline", "change", "items")
-    return _table(header, rows)
+    return table_block(header, rows)
 
 
 def _saturation(measured: Measured) -> str:
@@ -122,7 +123,7 @@ def _saturation(measured: Measured) -> str:
         for s in measured.saturations
     ]
     header = ("system", "quantization", "bits/weight", "workload", "arrivals", "SLO", "saturation (req/s)", "repeats")
-    return _table(header, rows)
+    return table_block(header, rows)
 
 
 def _loads(measured: Measured) -> str:
@@ -146,15 +147,15 @@ def _loads(measured: Measured) -> str:
         *("goodput (req/s)", "J/token", "failed"),
     )
     closed = f"<p>{measured.closed_loop} closed-loop rows are not shown.</p>" if measured.closed_loop else ""
-    return _table(header, [row(load) for load in measured.loads]) + closed
+    return table_block(header, [row(load) for load in measured.loads]) + closed
 
 
 def _energy(measured: Measured) -> str:
     if any("j_per_token" in load.values for load in measured.loads):
-        return _list(measured.energy_notes) if measured.energy_notes else ""
+        return list_block(measured.energy_notes) if measured.energy_notes else ""
     if not measured.loads:
         return ""
-    return "<p>No energy was measured.</p>" + _list(measured.energy_notes or ("The rows do not say why.",))
+    return "<p>No energy was measured.</p>" + list_block(measured.energy_notes or ("The rows do not say why.",))
 
 
 def _failures(measured: Measured) -> str:
@@ -163,7 +164,7 @@ def _failures(measured: Measured) -> str:
         (str(f.variant.system), f.variant.quantization, f.phase, f.point, f.status, _Block(f.reason), f.count)
         for f in measured.failures
     ]
-    return _table(header, rows) if rows else "<p>None.</p>"
+    return table_block(header, rows) if rows else "<p>None.</p>"
 
 
 def _provenance(measured: Measured) -> str:
@@ -182,11 +183,11 @@ def _provenance(measured: Measured) -> str:
         if v.bits is not None
     ]
     return (
-        _table(("model", "engine", "GPU", "TP", "provenance", "settings"), systems)
+        table_block(("model", "engine", "GPU", "TP", "provenance", "settings"), systems)
         + "<h3>Bits per weight</h3>"
-        + _table(("quantization", "bits/weight", "basis"), list(dict.fromkeys(bits)))
+        + table_block(("quantization", "bits/weight", "basis"), list(dict.fromkeys(bits)))
         + "<h3>What the rows say of themselves</h3>"
-        + _table(("field", "value"), facts)
+        + table_block(("field", "value"), facts)
     )
 
 
@@ -200,7 +201,7 @@ class _Block(str):
     __slots__ = ()
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table_block(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Make a table; columns without any value are left out, and the system where there is one only."""
     if not rows:
         return ""
@@ -231,5 +232,6 @@ def _content(value: object) -> str:
     return escape(str(value))
 
 
-def _list(lines: Sequence[str]) -> str:
+def list_block(lines: Sequence[str]) -> str:
+    """Return a list of lines, escaped."""
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>\n"
