@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qplan.core.errors import InputError
-from qplan.models.steptimes import Floats, Ints
+from qplan.models.steptimes import Bools, Floats, Ints
 
 if TYPE_CHECKING:
     from qplan.models.simulator.kernel import Rule
@@ -35,6 +35,24 @@ class Dispatch(StrEnum):
 
     POWER_OF_TWO = "power-of-two"
     """To the one with fewer requests by its weight of two that are drawn (Mitzenmacher, IEEE TPDS 12, 2001)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Among:
+    """One of those rules, among the replicas that each bucket may go to.
+
+    Attributes
+    ----------
+    able : (B, R)
+        A request is refused where no replica that is up may serve it.
+    """
+
+    rule: Dispatch
+    able: Bools
+
+    def __post_init__(self) -> None:
+        if self.able.ndim != 2 or not self.able.any(axis=1).all():
+            raise InputError("among: expected a row for each bucket, a column for each replica, one able in each row")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,4 +153,4 @@ def _shapes(
     }
 
 
-Routing = Dispatch | Split | Scored | Ruled
+Routing = Dispatch | Among | Split | Scored | Ruled

@@ -214,7 +214,8 @@ def serve(
     first_row
         Row of the first request in the whole trace.
     table : (B, G, F)
-        Weights (F = 1) or scores of a bucket on a group of replicas; read under `SPLIT` and `SCORED` only.
+        Weights (F = 1) or scores of a bucket on a group of replicas under `SPLIT` and `SCORED`; else where a bucket may
+        go (F = 1), or empty where any may go anywhere.
     prefilled
         Whether the KV cache of the prompts comes with them, and the first token has been generated elsewhere.
     """
@@ -225,7 +226,7 @@ def serve(
         chosen = NONE
         if n < count and not sees_load:
             if policy == ROUND_ROBIN:
-                chosen = _in_turn(state, windows_s, now_s)
+                chosen = _in_turn(state, windows_s, now_s, table, buckets[n])
             else:
                 chosen = _at_random(state, windows_s, now_s, table, buckets[n], policy == SPLIT, draws[n])
         for r in range(len(state.replicas)):
@@ -233,7 +234,7 @@ def serve(
                 _advance(state, r, now_s)
         if n < count:
             if policy == POWER_OF_TWO:
-                chosen = _of_two(state, windows_s, now_s, draws[n])
+                chosen = _of_two(state, windows_s, now_s, table, buckets[n], draws[n])
             elif sees_load:
                 chosen = _least(state, windows_s, now_s, table, buckets[n], policy == SCORED)
             q = _arrive(
@@ -307,6 +308,13 @@ def _up(state: State, windows_s: Floats, r: int, now_s: float) -> bool:
 
 
 @_compiled
+def _may(state: State, windows_s: Floats, r: int, now_s: float, table: Floats, bucket: int) -> bool:
+    """Say whether a replica takes requests of a bucket."""
+    may: bool = _up(state, windows_s, r, now_s) and (len(table) == 0 or table[bucket, state.replicas[r].group, 0] > 0)
+    return may
+
+
+@_compiled
 def _turn(state: State, r: int, now_s: float) -> float:
     """Return how many requests by its weight a replica that is up has had with the next one."""
     replica = state.replicas[r]
@@ -322,11 +330,11 @@ def _turn(state: State, r: int, now_s: float) -> float:
 
 
 @_compiled
-def _in_turn(state: State, windows_s: Floats, now_s: float) -> int:
+def _in_turn(state: State, windows_s: Floats, now_s: float, table: Floats, bucket: int) -> int:
     """Return the replica that has got least by its weight."""
     best, fewest = NONE, np.inf
     for r in range(len(state.replicas)):
-        if _up(state, windows_s, r, now_s):
+        if _may(state, windows_s, r, now_s, table, bucket):
             turn = _turn(state, r, now_s)
             if turn < fewest:
                 best, fewest = r, turn
@@ -355,7 +363,7 @@ def _at_random(
 @_compiled
 def _weight(state: State, windows_s: Floats, r: int, now_s: float, table: Floats, bucket: int, split: bool) -> float:
     """Return the part of a bucket that a replica gets; 0 while it is down."""
-    if not _up(state, windows_s, r, now_s):
+    if not _may(state, windows_s, r, now_s, table, bucket):
         return 0.0
     replica = state.replicas[r]
     weight: float = table[bucket, replica.group, 0] if split else replica.weight
@@ -367,7 +375,7 @@ def _least(state: State, windows_s: Floats, now_s: float, table: Floats, bucket:
     """Return the replica with the lowest score; of equals the one with the fewest requests by its weight."""
     best, lowest, least, fewest = NONE, np.inf, np.inf, np.inf
     for r in range(len(state.replicas)):
-        if not _up(state, windows_s, r, now_s):
+        if not (_up(state, windows_s, r, now_s) if scored else _may(state, windows_s, r, now_s, table, bucket)):
             continue
         replica, there = state.replicas[r], _there(state, r, now_s)
         score = table[bucket, replica.group, min(there, table.shape[2] - 1)] if scored else 0.0
@@ -388,11 +396,11 @@ def _there(state: State, r: int, now_s: float) -> int:
 
 
 @_compiled
-def _of_two(state: State, windows_s: Floats, now_s: float, draw: float) -> int:
+def _of_two(state: State, windows_s: Floats, now_s: float, table: Floats, bucket: int, draw: float) -> int:
     """Return the one with fewer requests by its weight of two replicas that are drawn; the first of equals."""
     up = 0
     for r in range(len(state.replicas)):
-        up += _up(state, windows_s, r, now_s)
+        up += _may(state, windows_s, r, now_s, table, bucket)
     if up == 0:
         return NONE
     first = int(draw * up)
@@ -400,7 +408,7 @@ def _of_two(state: State, windows_s: Floats, now_s: float, draw: float) -> int:
     second += up > 1 and second >= first
     one, other, nth = NONE, NONE, 0
     for r in range(len(state.replicas)):
-        if _up(state, windows_s, r, now_s):
+        if _may(state, windows_s, r, now_s, table, bucket):
             one = r if nth == first else one
             other = r if nth == second else other
             nth += 1

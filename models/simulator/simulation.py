@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from qplan.core.errors import InputError
-from qplan.models.simulator.dispatch import Dispatch, Routing, Ruled, Scored, Split
+from qplan.models.simulator.dispatch import Among, Dispatch, Routing, Ruled, Scored, Split
 from qplan.models.simulator.replica import Replica
 from qplan.models.simulator.state import COMPLETION, HOME, KEPT, REPLICA, SEEN, SERIES_BINS, Records, free_pool
 from qplan.models.simulator.tables import stacked
@@ -279,7 +279,9 @@ def _policy(dispatch: Routing, replicas: int) -> tuple[int, Floats, Ints]:
     """Return the number of a policy in the kernel, its table (B, G, F), empty for a rule, and the replicas' groups."""
     if isinstance(dispatch, Dispatch):
         return tuple(Dispatch).index(dispatch), np.zeros((0, 1, 1)), np.zeros(replicas, np.int64)
-    if isinstance(dispatch, Split):
+    if isinstance(dispatch, Among):
+        table, groups = dispatch.able[:, :, None].astype(float), np.arange(dispatch.able.shape[1])
+    elif isinstance(dispatch, Split):
         table, groups = dispatch.weights[:, :, None], np.arange(dispatch.weights.shape[1])
     elif isinstance(dispatch, Scored):
         table, groups = dispatch.scores, dispatch.groups
@@ -287,7 +289,10 @@ def _policy(dispatch: Routing, replicas: int) -> tuple[int, Floats, Ints]:
         table, groups = np.zeros((0, 1, 1)), dispatch.groups
     if len(groups) != replicas:
         raise InputError(f"a dispatch for {len(groups)} replicas; the fleet has {replicas}")
-    number = len(Dispatch) + (Split, Scored, Ruled).index(type(dispatch))
+    if isinstance(dispatch, Among):
+        number = tuple(Dispatch).index(dispatch.rule)
+    else:
+        number = len(Dispatch) + (Split, Scored, Ruled).index(type(dispatch))
     return number, np.ascontiguousarray(table, dtype=float), groups
 
 

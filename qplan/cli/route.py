@@ -14,10 +14,10 @@ from qplan.core.errors import InputError, nearest
 if TYPE_CHECKING:
     from qplan.core.demand import Demand
     from qplan.core.policy import Policy
-    from qplan.models.simulator.replica import Replica
     from qplan.models.simulator.traffic import Traffic
     from qplan.models.steptimes import Ints
     from qplan.solvers.routing.fleet import FleetModel
+    from qplan.solvers.routing.replaying import Whole
 
 app = typer.Typer(
     help="Route requests so that a fleet takes the least energy within its SLOs: solve, simulate, export, serve.",
@@ -237,15 +237,16 @@ def _read_policy(path: Path) -> Policy:
 
 def _model(
     fleet: Path, demand: Demand, fitted: Path | None, seed: int, *, sleep: bool = True, limits: bool = True
-) -> tuple[FleetModel, tuple[Replica, ...]]:
-    """Return what the models say of the fleet, and its replicas at 16 bits."""
+) -> tuple[FleetModel, Whole | None]:
+    """Return what the models say of the fleet, and the fleet at 16 bits."""
     from qplan.models.simulator.fleetfile import make_fleet, read_fleet
     from qplan.solvers.routing.fleet import at_16_bits, model_fleet
+    from qplan.solvers.routing.replaying import Whole
 
     file = read_fleet(fleet, "FLEET")
     model = model_fleet(file, make_fleet(file, demand.profiles, fitted), demand, sleep=sleep, seed=seed)
-    whole = None if limits else at_16_bits(file)
-    return model, () if whole is None else make_fleet(whole, demand.profiles, fitted).replicas
+    whole = None if limits else at_16_bits(file, demand)
+    return model, None if whole is None else Whole(make_fleet(whole[0], demand.profiles, fitted).replicas, whole[1])
 
 
 def _deadline(text: str, demand: Demand) -> tuple[str, float]:

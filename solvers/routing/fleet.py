@@ -155,6 +155,13 @@ class FleetModel:
         """The group of each replica, (R,)."""
         return np.repeat(np.arange(len(self.groups)), [group.count for group in self.groups])
 
+    @property
+    def able(self) -> Bools:
+        """Whether a replica may serve the requests of a bucket, (B, R)."""
+        grades = np.array([group.quality for group in self.groups])  # (G, K)
+        able: Bools = np.isfinite(grades[self.group_of][:, self.lengths.request_class]).T
+        return able
+
 
 def model_fleet(file: FleetFile, fleet: Fleet, demand: Demand, *, sleep: bool = True, seed: int = 0) -> FleetModel:
     """Ask the models about a fleet.
@@ -212,12 +219,20 @@ def _name(group: Group, taken: Sequence[str]) -> str:
     return f"{name}-no{same + 1}" if same else name
 
 
-def at_16_bits(file: FleetFile) -> FleetFile | None:
-    """Return the fleet on the same GPUs without quantization, as far as the model fits them; ``None`` of nothing."""
+def at_16_bits(file: FleetFile, demand: Demand) -> tuple[FleetFile, Bools] | None:
+    """Return the fleet on the same GPUs without quantization, as far as the models fit them.
+
+    Returns
+    -------
+    tuple or None
+        The fleet, and whether each replica has a model of each class, (K, R); ``None`` where a class has none.
+    """
     plain = Quantization.parse("BF16")
     groups = [replace(group, deployment=replace(group.deployment, quantization=plain)) for group in file.groups]
-    able = tuple(group for group in groups if group.deployment.refusal() is None)
-    return replace(file, groups=able) if able else None
+    fits = tuple(group for group in groups if group.deployment.refusal() is None)
+    models = [group.deployment.model.name for group in fits for _ in range(group.count)]
+    able = np.array([[name in {model.name for model in one.models} for name in models] for one in demand.classes])
+    return (replace(file, groups=fits), able) if able.size and able.any(axis=1).all() else None
 
 
 def _said(slos: Sequence[Slo]) -> str:

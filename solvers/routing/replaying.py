@@ -1,9 +1,10 @@
 """A trace under a policy and under those that people use, in one simulator: energy, attainment, cost.
 
-Every policy serves the same requests with the same replicas, and energy counts up to the same time. Baselines keep
-all replicas awake, as they know nothing of sleep; so does ``energy``, the online rule alone. ``energy, sleeping`` lets
-replicas sleep as the policy says; its schedule counts a request that waits when it comes. ``all 16-bit`` is the fleet
-on the same GPUs without quantization, as far as it fits, under least requests.
+Every policy serves the same requests with the same replicas, and energy counts up to the same time. Baselines send a
+request only where its class may go, and keep all replicas awake, as they know nothing of sleep; so does ``energy``, the
+online rule alone. ``energy, sleeping`` lets replicas sleep as the policy says; a request that waits with its router
+counts in the load when it comes. ``all 16-bit`` is the fleet on the same GPUs without quantization, as far as it fits,
+under least requests.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from qplan.core.errors import InputError
 from qplan.core.policy import Policy
-from qplan.models.simulator.dispatch import Dispatch, Routing, Ruled, Scored, Split
+from qplan.models.simulator.dispatch import Among, Dispatch, Routing, Ruled, Scored, Split
 from qplan.models.simulator.replica import Replica
 from qplan.models.simulator.simulation import Simulation
 from qplan.models.simulator.state import Records
@@ -52,7 +53,7 @@ class Outcome:
     cost
         US dollars of the GPUs while awake; ``None`` of the fleet at 16 bits, which has other replicas.
     quality : (K,)
-        Mean; ``None`` there too, and of a baseline that used replicas which may not serve the class.
+        Mean; ``None`` there too, and of a class that none was served of.
     deferred_s : (K,)
         Mean of the time that requests waited for a trough or a cleaner hour.
     requests : (G,)
@@ -79,6 +80,20 @@ class Outcome:
     mean_tpot_s: float
     latency: tuple[Mapping[str, float], ...]
     series: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whole:
+    """A fleet at 16 bits.
+
+    Attributes
+    ----------
+    able : (K, R)
+        Whether a replica may serve a class.
+    """
+
+    replicas: Sequence[Replica]
+    able: Bools
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +142,7 @@ def replay(
     classes: Ints,
     *,
     names: Sequence[str] | None = None,
-    full: Sequence[Replica] = (),
+    full: Whole | None = None,
     backend: SolverBackend | None = None,
     gain: float = GAIN,
     routers: int = 1,
@@ -157,8 +172,8 @@ def replay(
         ``all 16-bit`` is wanted, and there is no such fleet.
     """
     traffic = replace(traffic, buckets=model.lengths.bucket_of(classes, traffic.input_tokens))
-    wanted = names or [name for name in POLICIES if full or name != FULL]
-    if FULL in wanted and not full:
+    wanted = names or [name for name in POLICIES if full is not None or name != FULL]
+    if FULL in wanted and full is None:
         raise InputError(f"{FULL}: the model fits none of the fleet's GPUs without quantization")
     rule = ruled(policy, gain, routers=routers, scrape_s=scrape_s, affinity=affinity)
     runs = [_run(name, model, policy, rule, traffic, full, seed) for name in wanted]
@@ -175,10 +190,11 @@ def _run(
     policy: Policy,
     rule: Ruled,
     traffic: Traffic,
-    full: Sequence[Replica],
+    full: Whole | None,
     seed: int,
 ) -> _Run:
-    fleet: Sequence[Replica] = full if name == FULL else model.replicas
+    fleet = full.replicas if name == FULL and full is not None else model.replicas
+    able = full.able[model.lengths.request_class] if name == FULL and full is not None else model.able
     waking_j = 0.0
     dispatch: Routing
     if name in (ENERGY, SLEEPING):
@@ -186,18 +202,23 @@ def _run(
     elif name == "session-hash":
         drawn = np.random.default_rng(seed).integers(0, SESSIONS, len(traffic))
         of = np.where(traffic.sessions >= 0, traffic.sessions % SESSIONS, drawn)
-        traffic = replace(traffic, buckets=of)
-        dispatch = Split(np.eye(len(fleet))[np.arange(SESSIONS) % len(fleet)])
+        traffic = replace(traffic, buckets=traffic.buckets * SESSIONS + of)
+        dispatch = Split(np.concatenate([_hashed(np.flatnonzero(row), len(fleet)) for row in able]))
     elif name == "cheapest-first":
         dispatch = _cheapest_first(model)
     else:
-        dispatch = Dispatch.LEAST_OUTSTANDING if name == FULL else Dispatch(name)
+        dispatch = Among(Dispatch.LEAST_OUTSTANDING if name == FULL else Dispatch(name), able)
     if name == SLEEPING:
         times = schedule(policy, traffic)
         fleet, waking_j = times.of(fleet, policy), times.waking_j(policy)
     simulation = Simulation(fleet, dispatch, seed)
     done = np.concatenate([simulation.offer(traffic), simulation.finish()])
     return _Run(name, fleet, simulation, done[np.argsort(done["row"])], waking_j)
+
+
+def _hashed(able: Ints, replicas: int) -> Floats:
+    """Return the one replica of each session, (SESSIONS, R)."""
+    return np.eye(replicas)[able[np.arange(SESSIONS) % len(able)]]
 
 
 def _cheapest_first(model: FleetModel) -> Scored:
@@ -241,7 +262,7 @@ def _outcome(run: _Run, model: FleetModel, traffic: Traffic, classes: Ints, end_
         grades = np.array([group.quality[k] for group in model.groups])
         mine &= served
         used = [] if groups is None else grades[model.group_of[done["replica"][mine]]]
-        quality.append(float(np.mean(used)) if np.size(used) and np.isfinite(used).all() else None)
+        quality.append(float(np.mean(used)) if np.size(used) else None)
     kinds = len(model.demand.classes)
     steps = np.maximum(traffic.output_tokens - 1.0, 0.0)[served]
     tpot = np.nan_to_num(done["tpot_s"][served])

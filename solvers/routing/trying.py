@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qplan.core.policy import Policy, PolicyStandby
-from qplan.models.simulator.dispatch import Dispatch, Routing
+from qplan.models.simulator.dispatch import Among, Dispatch, Routing
 from qplan.models.simulator.replica import Replica
 from qplan.models.simulator.simulation import simulate
 from qplan.models.simulator.traffic import Traffic
@@ -82,7 +82,7 @@ class Trial:
 
         Of each SLO it is the percentile that is promised, or what least requests keeps where that is less.
         """
-        others = self.kept(load_qps, Dispatch.LEAST_OUTSTANDING)
+        others = self.kept(load_qps, Among(Dispatch.LEAST_OUTSTANDING, self.model.able))
         classes = self.model.demand.classes
         promised = np.array([(slo.percentile or 0) / 100 for one in classes for slo in one.slos])
         whole, single = others[: len(classes)], others[len(classes) :]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qplan.core import InputError
-from qplan.models.simulator.dispatch import Dispatch, Scored, Split
+from qplan.models.simulator.dispatch import Among, Dispatch, Scored, Split
 from qplan.models.simulator.replica import Batching, Replica
 from qplan.models.simulator.simulation import Served, Simulation, simulate
 from qplan.models.simulator.traffic import Traffic
@@ -183,3 +183,19 @@ def test_bad_tables_and_windows_are_refused(made_up: Make, traffic_of: MadeTraff
     ):
         with pytest.raises(InputError, match="in order and apart"):
             replace(fleet[0], up_s=windows)
+
+
+@pytest.mark.parametrize("rule", list(Dispatch))
+def test_a_rule_keeps_to_the_replicas_that_a_bucket_may_go_to(
+    rule: Dispatch, made_up: Make, traffic_of: MadeTraffic
+) -> None:
+    able = np.array([[True, True, False, False], [False, True, True, True]])
+    traffic = traffic_of(seed=4, requests=400, rate_qps=20.0)
+    traffic = replace(traffic, buckets=np.arange(400) % 2)
+    done = simulate(traffic, [made_up() for _ in range(4)], Among(rule, able))
+    used = np.array([[np.sum(done.replica[traffic.buckets == b] == r) for r in range(4)] for b in range(2)])
+    assert ((used > 0) == able).all()
+    if rule is Dispatch.ROUND_ROBIN:
+        assert np.ptp(used.sum(axis=0)) <= 2  # each counts what it got of both buckets
+    with pytest.raises(InputError, match="one able in each row"):
+        Among(rule, np.zeros((1, 4), bool))

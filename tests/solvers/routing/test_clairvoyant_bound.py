@@ -14,7 +14,7 @@ from qplan.models.simulator.traffic import Traffic
 from qplan.solvers.backends import open_backend
 from qplan.solvers.routing.bound import clairvoyant
 from qplan.solvers.routing.fleet import FleetModel
-from qplan.solvers.routing.replaying import ENERGY, POLICIES, SLEEPING, replay
+from qplan.solvers.routing.replaying import ENERGY, POLICIES, SLEEPING, Whole, replay
 from qplan.solvers.routing.sleeping import schedule
 from qplan.solvers.routing.solving import solve_policy
 
@@ -27,7 +27,8 @@ def test_no_policy_takes_less(rate: float, modelled: Modelled) -> None:
     policy = solve_policy(model, levels=4)
     drawn = model.lengths.draw(rate, 1200, seed=2)
     classes = model.lengths.request_class[drawn.buckets]
-    found = replay(model, policy, drawn, classes, full=model.replicas, backend=open_backend("highs"))
+    whole = Whole(model.replicas, np.ones((2, len(model.replicas)), bool))
+    found = replay(model, policy, drawn, classes, full=whole, backend=open_backend("highs"))
     assert [one.name for one in found.outcomes] == list(POLICIES)
     assert found.bound_j is not None
     for one in found.outcomes:
