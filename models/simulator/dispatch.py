@@ -143,12 +143,12 @@ def _shapes(
         "quality": (classes, groups),
         **dict.fromkeys(("floor", "deadline_s", "ttft_s", "e2e_s"), (classes,)),
         **dict.fromkeys(("bucket_class", "expected_tokens", "longest_tokens", "work"), (buckets,)),
-        **dict.fromkeys(("prefill_s", "prefill_j", "kv_tokens", "max_sequences"), (groups,)),
+        **dict.fromkeys(("prefill_s", "prefill_j", "kv_tokens", "max_sequences", "full_tpot_s"), (groups,)),
         **dict.fromkeys(("in_flight", "step_s", "tpot_s"), (groups, loads)),
         "among_j": (groups, buckets, loads),
         "period_s": (periods + 1,),
         "carbon": (periods,),
-        "limits": (8,),
+        "limits": (7,),
         "patience": (4,),
     }
 

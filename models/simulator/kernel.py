@@ -22,7 +22,7 @@ import numba
 import numpy as np
 
 from qplan.models.simulator.state import SERIES_BINS, Records
-from qplan.models.steptimes import Bools, Floats, Ints
+from qplan.models.steptimes import Floats, Ints
 
 _Compiled = TypeVar("_Compiled", bound=Callable[..., Any])
 
@@ -46,7 +46,7 @@ class Rule(NamedTuple):
     worth_j : (L, B, G)
         Of the quality that it gets there.
     planned : (L, B, G)
-        Elsewhere a request takes `among_j`, if that is more.
+        So many replicas of a group are planned for a bucket; on others a request takes `among_j`, if that is more.
     quality : (K, G)
         NaN where a class may not go.
     floor : (K,)
@@ -68,12 +68,14 @@ class Rule(NamedTuple):
         Times of an iteration and of a token by the requests in flight, two of them or more; linear beyond the last.
     among_j : (G, B, F)
         Energy of a request among so many.
+    full_tpot_s : (G,)
+        TPOT at the load limit.
     period_s : (P + 1,)
         Where the periods begin, and the last ends; they repeat.
     carbon : (P,)
         Grams of CO2e per kWh; no period where nobody says.
-    limits : (8,)
-        SLO on TPOT, cost of exceeding an SLO by its whole, factor from predicted latencies to those that are kept,
+    limits : (7,)
+        Cost of exceeding an SLO by its whole, factor from predicted latencies to those that are kept,
         quality saved with which its worth is a half, time constant of the load; gain of a ratio of observed over
         predicted, and the ratio's ends, which each replica has too.
     patience : (4,)
@@ -84,7 +86,7 @@ class Rule(NamedTuple):
     loads_qps: Floats
     energy_j: Floats
     worth_j: Floats
-    planned: Bools
+    planned: Ints
     quality: Floats
     floor: Floats
     deadline_s: Floats
@@ -102,6 +104,7 @@ class Rule(NamedTuple):
     step_s: Floats
     tpot_s: Floats
     among_j: Floats
+    full_tpot_s: Floats
     period_s: Floats
     carbon: Floats
     limits: Floats
@@ -113,8 +116,8 @@ class Routers(NamedTuple):
 
     Attributes
     ----------
-    load : (M, 2)
-        Requests/s, and the time up to which they are counted.
+    load : (M, 3)
+        Requests/s, the time up to which they are counted, and when the first came; NaN before.
     saved : (M, K)
         Quality above the floor that has been served so far.
     asked_s : (M, 1 + P)
@@ -445,7 +448,9 @@ def _route(state: State, windows_s: Floats, now_s: float, rule: Rule, routers: R
 @_compiled
 def _count(rule: Rule, load: Floats, work: float, now_s: float) -> None:
     """Count an arrival in the load that a router sees."""
-    load[0] = load[0] * np.exp(-max(now_s - load[1], 0.0) / rule.limits[4]) + work / rule.limits[4]
+    if np.isnan(load[2]):
+        load[1] = load[2] = now_s
+    load[0] = load[0] * np.exp(-max(now_s - load[1], 0.0) / rule.limits[3]) + work / rule.limits[3]
     load[1] = now_s
 
 
@@ -531,14 +536,18 @@ def _by_rule(
     request = state.pool[q]
     m, bucket, prompt = request.router, request.bucket, request.prompt
     k, saved = rule.bucket_class[bucket], routers.saved[m, rule.bucket_class[bucket]]
-    level = min(np.searchsorted(rule.loads_qps, routers.load[m, 0]), len(rule.loads_qps) - 1)
+    # What was seen for less than the time constant is weighed up to it.
+    load_qps = routers.load[m, 0] / -np.expm1(-max(now_s - routers.load[m, 2], 1.0) / rule.limits[3])
+    level = min(np.searchsorted(rule.loads_qps, load_qps), len(rule.loads_qps) - 1)
     expected = prompt + rule.expected_tokens[bucket]
     best, best_ttft_s, best_tpot_s, best_used = NONE, 0.0, 0.0, 0.0
-    best_full, best_cost, fullest = np.inf, np.inf, -1
+    best_full, best_cost, emptiest = np.inf, np.inf, _MANY
+    group, nth = NONE, NONE
     for r in range(len(state.replicas)):
         if not _up(state, windows_s, r, now_s):
             continue
         replica, g = state.seen[m, r], state.replicas[r].group
+        group, nth = g, nth + 1 if g == group else 0
         quality = rule.quality[k, g]
         if np.isnan(quality) or (quality < rule.floor[k] and saved + quality < rule.floor[k]):
             continue
@@ -553,19 +562,21 @@ def _by_rule(
         tpot_s = _read(rule.tpot_s[g], place, share) * replica.tpot_ratio
         longest_s = ttft_s + rule.longest_tokens[bucket] * tpot_s
         used = (
-            rule.limits[2] / allowed * max(ttft_s / rule.ttft_s[k], tpot_s / rule.limits[0], longest_s / rule.e2e_s[k])
+            rule.limits[1]
+            / allowed
+            * max(ttft_s / rule.ttft_s[k], tpot_s / rule.full_tpot_s[g], longest_s / rule.e2e_s[k])
         )
         full = max(held / rule.kv_tokens[g], (there + 1.0) / rule.max_sequences[g])
         cost = rule.energy_j[bucket, g]
-        if not rule.planned[level, bucket, g]:
+        if nth >= rule.planned[level, bucket, g]:
             cost = max(cost, _read(rule.among_j[g, bucket], place, min(share, 1.0)))
         cost -= rule.prefill_j[g] * cached
-        cost += rule.limits[1] * max(used - 1.0, 0.0) - rule.worth_j[level, bucket, g] / (1.0 + saved / rule.limits[3])
+        cost += rule.limits[0] * max(used - 1.0, 0.0) - rule.worth_j[level, bucket, g] / (1.0 + saved / rule.limits[2])
         equal = max(full, 1.0) == best_full and cost == best_cost
         less = max(full, 1.0) < best_full or (max(full, 1.0) == best_full and cost < best_cost)
-        if less or (equal and there > fullest):
+        if less or (equal and there < emptiest):
             best, best_ttft_s, best_tpot_s, best_used = r, ttft_s, tpot_s, max(used, full)
-            best_full, best_cost, fullest = max(full, 1.0), cost, there
+            best_full, best_cost, emptiest = max(full, 1.0), cost, there
     return best, best_ttft_s, best_tpot_s, expected, best_used
 
 

@@ -177,7 +177,7 @@ class Simulation:
         self._state.replicas["group"] = groups
         if self._ruled:
             self._routers = _routers(self._ruled)
-            for name, value in zip(("gain", "least_ratio", "most_ratio"), self._ruled.rule.limits[5:], strict=True):
+            for name, value in zip(("gain", "least_ratio", "most_ratio"), self._ruled.rule.limits[4:], strict=True):
                 self._state.replicas[name] = value
 
     def offer(self, traffic: Traffic) -> Records:
@@ -304,7 +304,7 @@ def _routers(ruled: Ruled) -> Routers:
     period_s = ruled.scrape_s if count > 1 else np.inf  # one alone sees all that there is
     first_s = period_s * (1 + np.arange(count)) / count
     return Routers(
-        np.zeros((count, 2)),
+        np.tile([0.0, 0.0, np.nan], (count, 1)),
         np.zeros((count, classes)),
         np.full((count, 1 + periods), -np.inf),
         np.column_stack([first_s, np.full(count, period_s)]),

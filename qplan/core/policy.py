@@ -95,6 +95,8 @@ class PolicyGroup:
         Time of an iteration that decodes so many sequences.
     tpot_s : (F,)
         Mean TPOT with so many in flight, the prefills of the requests that follow counted in.
+    full_tpot_s
+        Mean TPOT at the load limit, beyond which a replica does not keep the SLOs.
     energy_j : (B,)
         Energy above idle of a request of a bucket among as many as the SLOs allow: what one more takes in the long run.
     energy_among_j : (B, F)
@@ -120,6 +122,7 @@ class PolicyGroup:
     in_flight: tuple[float, ...]
     step_s: tuple[float, ...]
     tpot_s: tuple[float, ...]
+    full_tpot_s: float
     energy_j: tuple[float, ...]
     energy_among_j: tuple[tuple[float, ...], ...]
 
@@ -146,6 +149,8 @@ class PolicyLevel:
         Watts that one more replica of the group would save.
     spill : (G,)
         Groups by rising energy of the mix: where requests go in turn, as those before are full.
+    serving : (G,)
+        Replicas of each group that suffice for its share within the SLOs.
     """
 
     load_qps: float
@@ -156,6 +161,7 @@ class PolicyLevel:
     quality_price: Mapping[str, float]
     capacity_price: tuple[float, ...]
     spill: tuple[int, ...]
+    serving: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

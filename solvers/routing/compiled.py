@@ -54,7 +54,11 @@ def ruled(
     price = np.array([[level.quality_price.get(name, 0.0) for name in names] for level in policy.levels])
     worth = price[:, class_of, None] * np.nan_to_num(quality)[None, class_of]  # (L, B, G)
     energy_j = np.array([group.energy_j for group in policy.groups]).T
-    planned = np.array([level.shares for level in policy.levels]) >= PLANNED
+    planned = np.where(
+        np.array([level.shares for level in policy.levels]) >= PLANNED,
+        np.array([level.serving for level in policy.levels])[:, None, :],
+        0,
+    )
     most = max(2, *(len(group.in_flight) for group in policy.groups))
     axis, step, tpot = (
         np.array([_filled(getattr(group, name), group.in_flight, most) for group in policy.groups])
@@ -63,7 +67,6 @@ def ruled(
     among = np.array(
         [[_filled(row, group.in_flight, most) for row in group.energy_among_j] for group in policy.groups]
     )  # (G, B, F)
-    tpot_s = min(one.threshold_s("tpot") for one in policy.classes)
     rule = Rule(
         loads_qps=_floats(level.load_qps / routers for level in policy.levels),
         energy_j=energy_j,
@@ -86,9 +89,10 @@ def ruled(
         step_s=step,
         tpot_s=tpot,
         among_j=among,
+        full_tpot_s=_floats(group.full_tpot_s for group in policy.groups),
         period_s=_floats(policy.period_s),
         carbon=_floats(policy.carbon),
-        limits=_floats((tpot_s, policy.miss_j, policy.margin, SAVED, RATE_S, gain, *RATIOS)),
+        limits=_floats((policy.miss_j, policy.margin, SAVED, RATE_S, gain, *RATIOS)),
         patience=_floats((TROUGH, ASK_AGAIN_S, ASK_GAP_S, CLEANER)),
     )
     # In one layout, whatever the policy: for each other one the loop is compiled anew.

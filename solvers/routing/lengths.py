@@ -130,7 +130,8 @@ class Lengths:
         random = np.random.default_rng(seed)
         arrivals_s = np.cumsum(random.exponential(size=requests)) / rate_qps
         kinds, given, made = self._kinds(requests, random)
-        return Traffic(arrivals_s, given, made, self.kind_bucket[kinds])
+        # By the whole tokens that a router counts, which may round into the next bucket.
+        return Traffic(arrivals_s, given, made, self.bucket_of(self.request_class[self.kind_bucket[kinds]], given))
 
     def converse(self, rate_qps: float, requests: int, seed: int, turns: float, longest_tokens: int) -> Traffic:
         """Draw conversations that begin as a Poisson stream, with so many turns in the mean.

@@ -9,12 +9,11 @@ A request goes where it costs least, of the replicas whose KV cache and slots it
   few. A cached prefix saves its prefill.
 - TTFT is predicted as one iteration and the prompt tokens that wait before the first token, TPOT from the requests in
   flight; both times what was observed over what was predicted on this replica, and times the margin of the policy.
-  TPOT is held to the tightest SLO of all classes, which share replicas.
+  TPOT is held to what it is at the load limit of the replica: beyond it the SLOs of some class are not kept.
 
-Of replicas that cost the same it takes the fullest: a batch reads the weights once for all, so that energy falls with
-every sequence that joins, and the emptiest run dry and may sleep. So the planned replicas are filled up to their SLOs
-one after another, and others are begun when the latency is worth it: that is the order of spilling. Where a request
-fits no replica, it goes to the one that is the least beyond.
+A load is planned for as few replicas of a group as serve it within the SLOs, since a batch reads the weights once for
+all; of those the emptiest gets the request. Others are begun when the latency is worth it: that is the order of
+spilling. Where a request fits no replica, it goes to the one that is the least beyond.
 
 A request of a class with a deadline waits for the first period of the grid that is about as clean as the cleanest by
 then, where that is cleaner enough; else until a replica has room to spare, one that runs a batch anyway unless the next
@@ -165,7 +164,6 @@ class OnlineRule:
         }
         self._ttft_s = {name: one.threshold_s("ttft") for name, one in self._classes.items()}
         self._e2e_s = {name: one.threshold_s("e2e") for name, one in self._classes.items()}
-        self._tpot_s = min(one.threshold_s("tpot") for one in policy.classes)
         self._saved = dict.fromkeys(self._classes, 0.0)
         self._work = work(policy)
         self._loads_qps = [level.load_qps for level in policy.levels]
@@ -193,7 +191,7 @@ class OnlineRule:
         name = request.request_class
         deadline_s = self._classes[name].deadline_s
         due_s = -math.inf if deadline_s is None else request.arrived_s + deadline_s
-        found = self._found(request, bucket, states, TROUGH if now_s < due_s else 1.0)
+        found = self._found(request, bucket, states, now_s, TROUGH if now_s < due_s else 1.0)
         if found.replica is None:
             return found
         if now_s < due_s:
@@ -286,12 +284,14 @@ class OnlineRule:
     def _level(self, load_qps: float) -> int:
         return min(bisect_left(self._loads_qps, load_qps), len(self._loads_qps) - 1)
 
-    def _found(self, request: Request, bucket: int, states: Sequence[ReplicaState], allowed: float) -> Choice:
+    def _found(
+        self, request: Request, bucket: int, states: Sequence[ReplicaState], now_s: float, allowed: float
+    ) -> Choice:
         """Return the best replica where a request may use this part of what the SLOs allow."""
         policy, name, about = self.policy, request.request_class, self.policy.buckets[bucket]
         floor = self._classes[name].quality_floor
-        level = policy.levels[self._level(self._rate_qps)]
-        planned = level.shares[bucket]
+        level = policy.levels[self._level(self.load_qps(now_s))]
+        planned = [n if share >= PLANNED else 0 for n, share in zip(level.serving, level.shares[bucket], strict=True)]
         margin = policy.margin / allowed
         price = level.quality_price.get(name, 0.0) / (1.0 + self._saved[name] / SAVED)
         output = min(about.output_tokens, request.max_output_tokens or math.inf)
@@ -302,9 +302,12 @@ class OnlineRule:
         best_key = (math.inf, math.inf, math.inf)
         best_times = (math.nan, math.nan, math.nan, 0.0)
         for r, state in enumerate(states):
+            if not state.up:
+                continue
+            planned[state.group] -= 1
             group = policy.groups[state.group]
             quality = group.quality.get(name)
-            if not state.up or quality is None or (floor is not None and quality < floor > saved + quality):
+            if quality is None or (floor is not None and quality < floor > saved + quality):
                 continue
             cached = request.cached_tokens if r == request.home else 0
             place, share = place_at(group.in_flight, state.in_flight + 1)
@@ -312,14 +315,16 @@ class OnlineRule:
             waiting = state.waiting_tokens + request.input_tokens - cached
             ttft_s = (step_s + group.prefill_s_per_token * waiting) * state.ttft_ratio
             tpot_s *= state.tpot_ratio
-            used = margin * max(ttft_s / ttft_slo_s, tpot_s / self._tpot_s, (ttft_s + longest * tpot_s) / e2e_slo_s)
+            used = margin * max(
+                ttft_s / ttft_slo_s, tpot_s / group.full_tpot_s, (ttft_s + longest * tpot_s) / e2e_slo_s
+            )
             full = max((state.held_tokens + expected) / group.kv_tokens, (state.in_flight + 1) / group.max_sequences)
             energy_j = group.energy_j[bucket]
-            if planned[state.group] < PLANNED:
+            if planned[state.group] < 0:
                 energy_j = max(energy_j, read_at(group.energy_among_j[bucket], place, min(share, 1.0)))
             energy_j -= group.prefill_j_per_token * cached
             cost = energy_j - price * quality + policy.miss_j * max(used - 1.0, 0.0)
-            key = (max(full, 1.0), cost, -float(state.in_flight))
+            key = (max(full, 1.0), cost, float(state.in_flight))
             if key < best_key:
                 best, best_key = r, key
                 best_times = (ttft_s, tpot_s, energy_j, max(used, full))

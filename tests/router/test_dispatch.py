@@ -59,7 +59,8 @@ def test_quality_is_booked_once_however_many_replicas_are_asked() -> None:
         policy = make_policy()
         choosy = PolicyClass("chat", policy.classes[0].slos, quality_floor=0.95)
         low = replace(policy.groups[0], name="low", quality={"chat": 0.9})
-        level = replace(policy.levels[0], awake=(4, 4), shares=((0.0, 1.0),), capacity_price=(0.0, 0.0), spill=(1, 0))
+        spread: dict[str, Any] = {"awake": (4, 4), "serving": (0, 4), "capacity_price": (0.0, 0.0), "spill": (1, 0)}
+        level = replace(policy.levels[0], shares=((0.0, 1.0),), **spread)
         mixed = replace(policy, classes=(choosy,), groups=(policy.groups[0], low), levels=(level,))
         fleet = (ReplicaAddress("high", "http://h:1", "g", 9), ReplicaAddress("low", "http://h:2", "low", 9))
         one = Dispatcher(mixed, Settings(fleet, limits=Limits(wait=0.01)), Metrics())

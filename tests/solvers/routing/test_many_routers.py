@@ -123,7 +123,7 @@ def test_each_of_several_routers_chooses_like_the_plain_rule(
 
 def test_engines_tell_routers_of_each_other(patient: Policy, modelled: Modelled) -> None:
     model, policy = modelled(), without_deadlines(patient)
-    traffic = model.lengths.draw(15.0, 2000, seed=7)
+    traffic = model.lengths.draw(20.0, 2000, seed=7)
     within = {}
     for routers, scrape_s in ((1, 1.0), (8, 1.0), (8, np.inf)):
         served = simulate(traffic, model.replicas, ruled(policy, 0.0, routers=routers, scrape_s=scrape_s))

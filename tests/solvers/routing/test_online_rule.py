@@ -78,10 +78,19 @@ def test_the_mean_quality_never_falls_below_its_floor(strict: Policy, modelled: 
     assert {2, 3} & set(served.replica[chats].tolist())  # some go to the coarser replicas all the same
 
 
-def test_requests_gather_where_a_batch_runs(policy: Policy) -> None:
+def serving(policy: Policy, *counts: int) -> Policy:
+    """Return the policy with so many replicas of each group planned at any load."""
+    return replace(relaxed(policy), levels=tuple(replace(level, serving=counts) for level in policy.levels))
+
+
+def test_requests_gather_on_as_few_as_are_planned_and_there_on_the_emptiest(policy: Policy) -> None:
     states = fresh(policy)
-    states[3].in_flight, states[3].held_tokens = 5, 3000.0
-    assert choose(relaxed(policy), Request("chat", 200), states) == 3
+    states[2].in_flight, states[2].held_tokens = 5, 3000.0
+    assert choose(serving(policy, 0, 1), Request("chat", 200), states) == 2
+    assert choose(serving(policy, 0, 2), Request("chat", 200), states) == 3
+    states[2].up = False  # then another is the first
+    states[3].in_flight = 5
+    assert choose(serving(policy, 0, 1), Request("chat", 200), states) == 3
 
 
 def test_a_full_replica_spills_to_the_next(policy: Policy) -> None:
@@ -110,7 +119,7 @@ def test_replicas_that_are_down_get_nothing(policy: Policy) -> None:
 
 
 def test_a_cached_prefix_brings_a_session_home(policy: Policy) -> None:
-    free = replace(relaxed(policy), miss_j=10 * policy.miss_j)
+    free = replace(serving(policy, 0, 2), miss_j=10 * policy.miss_j)
     states = fresh(policy)
     states[2].in_flight = states[3].in_flight = 3
     assert choose(free, Request("chat", 2000), states) == 2

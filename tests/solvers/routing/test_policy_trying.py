@@ -31,7 +31,7 @@ def in_bursts(traffic: Traffic, size: int) -> Traffic:
 def policies(modelled: Modelled) -> dict[str, Policy]:
     """One that saw Poisson arrivals, and one that saw bursts."""
     model = modelled()
-    drawn = model.lengths.draw(1.0, 900, seed=5)
+    drawn = model.lengths.draw(1.0, 1800, seed=5)
     return {
         name: solve_policy(model, levels=4, seen=seen)
         for name, seen in (("poisson", drawn), ("bursts", in_bursts(drawn, 60)))
@@ -42,11 +42,15 @@ def stands_by(policy: Policy, load_qps: float) -> int:
     return sum(next(one.awake for one in policy.standby if load_qps <= one.load_qps))
 
 
-def test_all_stand_by_in_the_end(policies: dict[str, Policy]) -> None:
+def test_all_stand_by_in_the_end_and_the_more_the_more_it_bursts(policies: dict[str, Policy]) -> None:
     for policy in policies.values():
         whole = tuple(group.count for group in policy.groups)
         assert policy.standby[-1] == PolicyStandby(policy.levels[-1].load_qps, whole)
-        assert stands_by(policy, policy.levels[0].load_qps) < sum(whole)
+    calm, bursty = policies["poisson"], policies["bursts"]
+    low_qps = calm.levels[0].load_qps
+    assert stands_by(calm, low_qps) < sum(group.count for group in calm.groups)
+    assert stands_by(calm, low_qps) <= stands_by(bursty, low_qps)
+    assert calm.margin < bursty.margin
 
 
 @pytest.mark.parametrize("arrivals", ["poisson", "bursts"])
