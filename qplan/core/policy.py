@@ -241,7 +241,7 @@ class Policy:
             if group.count < 1:
                 raise InputError(f"policy {self.name}: {group.name} has {group.count} replicas; expected at least 1")
         for level in self.levels:
-            if len(level.awake) != len(self.groups) or any(len(row) != len(self.groups) for row in level.shares):
+            if any(len(row) != len(self.groups) for row in (level.awake, level.serving, *level.shares)):
                 raise InputError(f"policy {self.name}: the level {level.load_qps:g} req/s is for other groups")
         if any(after.load_qps <= before.load_qps for before, after in pairwise(self.levels)):
             raise InputError(f"policy {self.name}: the loads of its levels do not rise")

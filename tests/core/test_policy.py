@@ -74,6 +74,7 @@ def test_it_comes_back() -> None:
         (lambda d: d.update(levels=[]), "no class, bucket, group or level"),
         (lambda d: d["levels"].reverse(), "do not rise"),
         (lambda d: d["levels"][0]["awake"].pop(), "other groups"),
+        (lambda d: d["levels"][1]["serving"].pop(), "other groups"),
         (lambda d: d["groups"][0].update(energy_j=[1.0, 2.0]), "energy_j of 2 buckets"),
         (lambda d: d["groups"][0].update(step_s=[1.0]), "at other loads"),
         (lambda d: d["groups"][0].update(count=0), "0 replicas"),
