@@ -49,8 +49,13 @@ def test_one_deployment_is_left_and_its_state_returns_to_nothing() -> None:
 
 
 def test_requests_are_kept_together_until_a_deployment_fails() -> None:
-    now = [0.0]
-    routing = PolicyRouting(make_policy(), lambda: now[0])
+    now, policy = [0.0], make_policy()
+    gathered = replace(  # one replica is planned, and begins others only when it must
+        policy,
+        groups=(replace(policy.groups[0], energy_among_j=((20.0, 10.0),)),),
+        levels=(replace(policy.levels[0], serving=(1,)),),
+    )
+    routing = PolicyRouting(gathered, lambda: now[0])
     first, logged = filtered(routing, deployments("a", "b"))
     assert filtered(routing, deployments("a", "b"))[0] == first
     asyncio.run(routing.async_log_failure_event(logged, None, START, START))
