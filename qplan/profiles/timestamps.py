@@ -10,8 +10,6 @@ told again. Latencies follow the definitions of the schema: TTFT from sending to
 from __future__ import annotations
 
 import itertools
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 
 from qplan.core.errors import InputError, StoreError
 from qplan.profiles.observations import one_line
-from qplan.profiles.packs import find_pack
+from qplan.profiles.packs import find_pack, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -114,25 +112,18 @@ def write_requests(pack: Path, table: pa.Table) -> Path:
     import pyarrow.parquet as pq
 
     path = requests_path(pack)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{pack.stem}-", suffix=SUFFIX)
-        os.close(handle)
-        try:
-            pq.write_table(
-                table.cast(schema()),
-                temporary,
-                compression="zstd",
-                compression_level=19,
-                use_dictionary=["point", "outcome"],  # type: ignore[arg-type]  # the stubs have bool alone
-                column_encoding=dict.fromkeys(_DELTAS, "DELTA_BINARY_PACKED"),
-                write_statistics=False,
-            )
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot write: {error.strerror or one_line(error)}") from None
+    write_whole(
+        path,
+        lambda file: pq.write_table(
+            table.cast(schema()),
+            file,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=["point", "outcome"],  # type: ignore[arg-type]  # the stubs have bool alone
+            column_encoding=dict.fromkeys(_DELTAS, "DELTA_BINARY_PACKED"),
+            write_statistics=False,
+        ),
+    )
     return path
 
 

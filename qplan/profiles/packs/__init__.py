@@ -245,8 +245,8 @@ def write_pack(path: Path, card: Card, table: pa.Table) -> Card:
     card = replace(card, name=path.stem, rows=table.num_rows, schema_version=SCHEMA_VERSION)
     table = table.select([name for name in names() if table[name].null_count < table.num_rows])
     text = json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n"
-    _replace(path, lambda file: pq.write_table(table, file, compression="zstd"))
-    _replace(path.with_suffix(".json"), lambda file: Path(file).write_text(text, encoding="utf-8"))
+    write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))
+    write_whole(path.with_suffix(".json"), lambda file: Path(file).write_text(text, encoding="utf-8"))
     return card
 
 
@@ -316,8 +316,14 @@ def _only_models(table: pa.Table, models: Collection[str]) -> pa.Table:
     return pa.concat_tables([table.slice(0, 0), *(table.slice(start, stop - start) for start, stop in edges)])
 
 
-def _replace(path: Path, write: Callable[[str], object]) -> None:
-    """Write a temporary file beside `path`, then move it there."""
+def write_whole(path: Path, write: Callable[[str], object]) -> None:
+    """Write a file whole or not at all: a temporary one beside `path`, which is then moved there.
+
+    Raises
+    ------
+    StoreError
+        It cannot be written.
+    """
     import tempfile
 
     try:
