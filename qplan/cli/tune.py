@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qplan.cli.examples import example_option
 from qplan.cli.interrupts import INTERRUPTED, interrupts
 from qplan.cli.measure import PlanGroup
 from qplan.cli.profiles import DEFAULT_STORE, Store
@@ -57,13 +58,11 @@ app = typer.Typer(
 )
 
 
-def _print_example(wanted: bool) -> None:
-    if wanted:
-        _need_optuna()
-        from qplan.solvers.tuning.tunefile import EXAMPLE
+def _example() -> str:
+    _need_optuna()
+    from qplan.solvers.tuning.tunefile import EXAMPLE
 
-        typer.echo(EXAMPLE, nl=False)
-        raise typer.Exit
+    return EXAMPLE
 
 
 @app.command("run")
@@ -97,7 +96,7 @@ def run(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
     example: Annotated[  # noqa: ARG001  (handled by its callback)
-        bool, typer.Option("--example", callback=_print_example, is_eager=True, help="Print a file with every key.")
+        bool, example_option(_example, "Print a file with every key.")
     ] = False,
 ) -> None:
     """Tune: choose a configuration, measure it, and again, until the budget is spent or little is left to gain.
