@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,6 +22,12 @@ settings.load_profile("qplan")
 PREFILL_TOKENS = np.array([16, 64, 256, 1024, 4096, 16384], dtype=float)
 BATCHES = np.array([1, 4, 16, 64, 256, 512], dtype=float)
 CONTEXTS = np.array([64, 512, 2048, 8192], dtype=float)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with the most slow tests first, so that none is left to one worker when the others are done."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def roofline(deployment: Deployment) -> tuple[np.ndarray, np.ndarray]:
