@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from qplan.cli import main
 from qplan.core.plan import Plan
 
 
@@ -103,16 +105,26 @@ def test_said_things_are_not_assumed() -> None:
         (["--qps", "40", "--time-limit", "soon"], "--time-limit: "),
     ],
 )
-def test_wrong_input_is_one_clear_line_and_exit_2(arguments: list[str], message: str) -> None:
-    import re
+def test_wrong_input_is_one_clear_line_and_exit_2(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["qplan", "capacity", *arguments])
+    with pytest.raises(SystemExit) as ended:  # what the process would end with, without starting one each time
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.strip().splitlines()) == 1
+    assert re.search(message, said.err), said.err
 
-    done = qplan("capacity", *arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert re.search(message, done.stderr), done.stderr
+
+def test_a_process_ends_with_the_same_line_and_exit_code() -> None:
+    done = qplan("capacity", "--qps", "-4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("qplan: --qps: -4 requests/s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "constraint", "nearest"),
     [
@@ -163,6 +175,7 @@ def test_a_trace_is_a_workload(tmp_path: Path) -> None:
     assert "line 2: ContextTokens is 'many'" in done.stderr
 
 
+@pytest.mark.slow
 def test_explain_says_what_binds_and_what_else_there_is() -> None:
     ask = [
         "capacity",

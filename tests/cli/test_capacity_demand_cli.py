@@ -56,6 +56,7 @@ def test_a_demand_file_becomes_a_plan(path: Path) -> None:
     assert len(plan.periods) == 2
 
 
+@pytest.mark.slow
 def test_the_table_and_the_figure(path: Path) -> None:
     figure = path.with_name("fleet.png")
     shown = qplan(str(path), "--plot", str(figure), "--objective", "gpus")

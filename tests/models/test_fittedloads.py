@@ -43,6 +43,7 @@ def value(found: Forecast, name: str) -> float:
     return prediction.value
 
 
+@pytest.mark.slow
 def test_a_measured_configuration_is_told_with_its_interval() -> None:
     found = forecast(loads(), deployment(), SHORT, 2.0)
     by_name = {one.name: one for one in found.quantities}

@@ -30,6 +30,7 @@ def width(found: Forecast, name: str) -> float:
     return one.prediction.upper / one.prediction.lower
 
 
+@pytest.mark.slow
 def test_latency_and_power_rise_with_load_and_energy_a_token_falls() -> None:
     curves = [values(forecast(load_fitted(None), deployment(), CHAT, qps)) for qps in (1.0, 4.0, 8.0)]
     for name in ("ttft_p50", "ttft_p90", "tpot_p50", "tpot_p90", "power_w"):

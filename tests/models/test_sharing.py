@@ -83,6 +83,7 @@ def test_an_unloaded_replica_takes_its_step_times() -> None:
     assert replicas.mean("e2e")[0] == pytest.approx(P0 + P1 * 500 + 100 * (D0 + D1), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
 def test_it_agrees_with_a_step_by_step_simulation(share: float) -> None:
     """Means and 90th percentiles within 10 % up to 80 % of the stable rate."""

@@ -14,6 +14,7 @@ from tests.models.measured_rows import report
 pytest.importorskip("sklearn")
 
 
+@pytest.mark.slow
 def test_the_table_says_what_was_left_out_what_answers_and_what_has_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(replace(report()[0], note="a note"), as_json=False)
     shown = capsys.readouterr().out

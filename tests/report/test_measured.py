@@ -111,6 +111,7 @@ def test_the_page_has_a_row_for_every_point_and_says_where_it_is_from(folder: Pa
         assert said in page.words
 
 
+@pytest.mark.slow
 def test_missing_energy_is_said_with_its_reason(few: pa.Table, tmp_path: Path) -> None:
     (file,) = write_report(few, tmp_path / "report.html")
     page = Page(file.read_text(encoding="utf-8"))

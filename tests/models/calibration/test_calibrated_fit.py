@@ -112,6 +112,7 @@ def test_a_tampered_calibration_is_refused(saved: Path, tmp_path: Path) -> None:
         open_fitted(tmp_path / "bad.qplan")
 
 
+@pytest.mark.slow
 def test_plans_take_the_corrected_times_under_the_measured_engine(ours: Calibrated, saved: Path) -> None:
     source = read_source(str(saved), ["llama-3.1-8b"])
     assert source.found is not None
@@ -131,6 +132,7 @@ def test_plans_take_the_corrected_times_under_the_measured_engine(ours: Calibrat
     assert read_source(str(saved), ["llama-1"]).found is None
 
 
+@pytest.mark.slow
 def test_a_fit_without_calibration_plans_as_well(tmp_path: Path) -> None:
     prior = load_fitted(None)
     save(tmp_path / "plain.qplan", KIND, Surrogates(prior, None).to_parts())

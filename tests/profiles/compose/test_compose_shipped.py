@@ -15,6 +15,8 @@ from qplan.profiles.compose.card import card
 from qplan.profiles.compose.request import SYSTEMS, candidates
 from qplan.profiles.schema import validate
 
+pytestmark = pytest.mark.slow  # it is about the data
+
 A100, H100, H200, L40S = (system.gpu for system in SYSTEMS)
 Times = dict[tuple[str, str, str, int, str], dict[tuple[int, float], float]]
 

@@ -77,6 +77,7 @@ def test_the_objective_is_the_enumerated_optimum(
     assert sum(kinds["infeasible", objective, spare] for objective in ("cost", "gpus") for spare in (0, 1)) >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pulp:cbc", "pulp:highs"])
 def test_the_backends_agree_on_the_objective(name: str, random_problem: Make) -> None:
     runs = [Run.start(backend, 600.0) for backend in ("highs", name)]

@@ -22,6 +22,7 @@ def test_a_class_that_nothing_serves(random_problem: Make) -> None:
     assert (found.demand_scale, found.extra_gpus, found.extra_of_one_type) == (None, None, {})
 
 
+@pytest.mark.slow
 def test_against_enumeration(random_problem: Make, oracle: Oracle) -> None:
     """The scale is the largest that an enumeration carries; the extra GPUs are enough and one fewer is not."""
     seen = 0

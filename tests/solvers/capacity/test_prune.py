@@ -49,6 +49,7 @@ def test_another_gpu_type_is_no_stand_in() -> None:
     assert undominated(apart, by_quality=True).tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_pruning_leaves_the_objective_alone(random_problem: Callable[[int], CapacityProblem]) -> None:
     run = Run.start(open_backend("highs"), 60.0)
     pruned = 0

@@ -73,6 +73,7 @@ def test_lengths_that_a_trace_does_not_give_are_those_of_the_class(folder: Path)
     assert set(trace.output_tokens) == {30}
 
 
+@pytest.mark.slow
 def test_bursts_ask_for_more_than_random_arrivals(folder: Path) -> None:
     plain, verified = plan_fleet(demand(folder)), verified_fleet(demand(folder), requests=4000)
     assert plain.plan.totals is not None
