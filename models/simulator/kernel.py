@@ -186,6 +186,14 @@ def _compiled(function: _Compiled) -> _Compiled:
     return inner
 
 
+def _inlined(function: _Compiled) -> _Compiled:
+    """Compile a function into its callers: what every iteration calls, as passing all arrays takes longer than it."""
+    inner: _Compiled = numba.njit(
+        cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
+    )(function)
+    return inner
+
+
 @numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def serve(
     state: State,
@@ -697,7 +705,7 @@ def _up_s(state: State, windows_s: Floats, r: int, start_s: float, end_s: float)
     return total
 
 
-@_compiled
+@_inlined
 def _advance(state: State, r: int, until_s: float) -> None:
     """Run the iterations of replica `r` that begin before `until_s`."""
     replica = state.replicas[r]
@@ -709,7 +717,7 @@ def _advance(state: State, r: int, until_s: float) -> None:
             _iterate_whole(state, r, until_s)
 
 
-@_compiled
+@_inlined
 def _iterate_chunked(state: State, r: int, until_s: float) -> None:
     """Advance every decoding sequence, and prefill as many prompt tokens as the budget leaves (vLLM V1)."""
     replica, pool = state.replicas[r], state.pool
@@ -760,7 +768,7 @@ def _iterate_chunked(state: State, r: int, until_s: float) -> None:
     _end_prefills(state, r, first)
 
 
-@_compiled
+@_inlined
 def _iterate_whole(state: State, r: int, until_s: float) -> None:
     """Prefill waiting prompts, whole, while everything else stands still; or decode when none can start (vLLM V0)."""
     replica, pool = state.replicas[r], state.pool
@@ -793,7 +801,7 @@ def _iterate_whole(state: State, r: int, until_s: float) -> None:
     _end_prefills(state, r, first)
 
 
-@_compiled
+@_inlined
 def _make_room(state: State, r: int) -> bool:
     """Take the blocks for one more token of each decoding sequence; say whether that preempted any.
 
@@ -808,7 +816,7 @@ def _make_room(state: State, r: int) -> bool:
     return preempted
 
 
-@_compiled
+@_inlined
 def _crossing(state: State, r: int, ahead: int) -> int:
     """Return how many sequences begin a block, `ahead` steps from now."""
     replica = state.replicas[r]
@@ -816,7 +824,7 @@ def _crossing(state: State, r: int, ahead: int) -> int:
     return crossing
 
 
-@_compiled
+@_inlined
 def _decode(state: State, r: int, steps: int, until_s: float) -> None:
     """Decode until a sequence ends, blocks run out, or an iteration ends at or after `until_s`; at most `steps`."""
     replica = state.replicas[r]
@@ -841,7 +849,7 @@ def _decode(state: State, r: int, steps: int, until_s: float) -> None:
     _finish_decoded(state, r)
 
 
-@_compiled
+@_inlined
 def _span(state: State, replica: Any, steps: int, budget_s: float) -> tuple[int, float, float]:
     """Return steps, time and energy of decoding up to `steps`, or to the first that ends at or after `budget_s`."""
     axis = state.context_tokens[replica.kind]
@@ -873,7 +881,7 @@ def _span(state: State, replica: Any, steps: int, budget_s: float) -> tuple[int,
     return steps, time_s, energy_j
 
 
-@_compiled
+@_inlined
 def _series(first: float, slope: float, count: int) -> float:
     """Return first + (first + slope) + ..., `count` terms."""
     return count * (first + slope * (count - 1) / 2)
@@ -892,7 +900,7 @@ def _first_beyond(first: float, slope: float, count: int, total: float) -> int:
     return terms
 
 
-@_compiled
+@_inlined
 def _at(state: State, r: int, tokens: int) -> tuple[float, float]:
     """Return time and energy of an iteration that prefills `tokens`, beside what decodes if prefill is chunked."""
     replica = state.replicas[r]
@@ -918,7 +926,7 @@ def _at(state: State, r: int, tokens: int) -> tuple[float, float]:
     return time_s, energy_j
 
 
-@_compiled
+@_inlined
 def _spend(state: State, r: int, time_s: float, energy_j: float, output_tokens: int) -> None:
     """Let `time_s` pass on replica `r`, and note it in the series."""
     replica, series = state.replicas[r], state.series
