@@ -185,7 +185,7 @@ def report(
 
     Example: qplan tune report tuning.db; qplan tune report tuning.db --plot study.html
     """
-    from qplan.report.figure_files import check_plot, write_figure
+    from qplan.report.figure_files import check_plot
     from qplan.report.tuning import print_study
 
     if plot is not None:
@@ -193,9 +193,9 @@ def report(
     found, _ = _summary(storage, study, importance=True)
     print_study(found, as_json=as_json)
     if plot is not None:
-        from qplan.report.tuning_plots import draw_study
+        from qplan.report.tuning_page import write_study
 
-        write_figure(plot, draw_study(found))
+        write_study(plot, found)
         typer.echo(f"wrote {plot}", err=True)
 
 

@@ -32,11 +32,19 @@ def write_figure(path: Path, drawn: Drawn) -> None:
     InputError
         The file cannot be written.
     """
+    write_picture(path, drawn.png if path.suffix.casefold() == ".png" else _page(drawn).encode())
+
+
+def write_picture(path: Path, content: bytes) -> None:
+    """Write a picture, or a page, as it is.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
     try:
-        if path.suffix.casefold() == ".png":
-            path.write_bytes(drawn.png)
-        else:
-            path.write_text(_page(drawn), encoding="utf-8")
+        path.write_bytes(content)
     except OSError as error:
         raise InputError(f"--plot: cannot write {path}: {error.strerror}") from None
 

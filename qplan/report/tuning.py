@@ -156,18 +156,8 @@ def print_study(summary: Summary, *, as_json: bool) -> None:
 
     print_front(summary)
     facts = facts_table()
-    counts = {how: sum(one.how == how for one in summary.found) for how in dict.fromkeys(o.how for o in summary.found)}
-    facts.add_row("trials", ", ".join(f"{count} {how}" for how, count in counts.items()) or "none")
-    enough = next((n + 1 for n, share in enumerate(summary.hypervolume) if share >= 0.95), None)
-    if enough is not None:
-        facts.add_row("hypervolume", f"95 % of what was found by measurement {enough} of {len(summary.hypervolume)}")
-    hours = sum(one.gpu_hours or 0.0 for one in summary.found)
-    facts.add_row("cost", f"{hours:.3g} GPU-hours; {escape(summary.source)}")
-    for name, shares in summary.importance.items():
-        told = shares if isinstance(shares, str) else ", ".join(f"{p} {share:.0%}" for p, share in shares.items())
-        facts.add_row(escape(f"what moves {name}"), escape(told))
-    if summary.outlook is not None:
-        facts.add_row("left on the table", outlook_line(summary))
+    for name, text in facts_of(summary):
+        facts.add_row(escape(name), escape(text))
     console().print(facts)
     for one in summary.found:
         if one.how in ("abandoned", "cannot run"):
@@ -180,19 +170,41 @@ def print_study(summary: Summary, *, as_json: bool) -> None:
         sys.stdout.write(f"left out: {what}: {reason}\n")
 
 
+def facts_of(summary: Summary) -> list[tuple[str, str]]:
+    """Return what is said of the whole study, each with its name."""
+    counts = {how: sum(one.how == how for one in summary.found) for how in dict.fromkeys(o.how for o in summary.found)}
+    facts = [("trials", ", ".join(f"{count} {how}" for how, count in counts.items()) or "none")]
+    enough = next((n + 1 for n, share in enumerate(summary.hypervolume) if share >= 0.95), None)
+    if enough is not None:
+        facts.append(("hypervolume", f"95 % of what was found by measurement {enough} of {len(summary.hypervolume)}"))
+    hours = sum(one.gpu_hours or 0.0 for one in summary.found)
+    facts.append(("cost", f"{hours:.3g} GPU-hours; {summary.source}"))
+    for name, shares in summary.importance.items():
+        told = shares if isinstance(shares, str) else ", ".join(f"{p} {share:.0%}" for p, share in shares.items())
+        facts.append((f"what moves {name}", told))
+    if summary.outlook is not None:
+        facts.append(("left on the table", outlook_line(summary)))
+    return facts
+
+
 def print_front(summary: Summary) -> None:
     """Print the front as a table, the best by the first objective first."""
-    names = list(summary.units)
-    if not names or not summary.front:
+    if summary.front:
+        print_table(*front_table(summary))
+    else:
         sys.stdout.write(f"{summary.study}: nothing on the front yet\n")
-        return
+
+
+def front_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Return header and rows of the front, the best by the first objective first."""
+    names = list(summary.units)
     ordered = sorted(
         summary.front,
         key=lambda one: one.values.get(names[0], 0.0),
         reverse=summary.directions[names[0]] == "maximize",
     )
     rows = [(one.trial, one.configuration, *(value_of(one, n, summary) for n in names)) for one in ordered]
-    print_table(("trial", "configuration", *names), rows)
+    return ("trial", "configuration", *names), rows
 
 
 def print_choice(one: Found, target: Target, summary: Summary) -> None:
@@ -229,10 +241,12 @@ def shown(value: float | None, unit: str) -> str:
 
 def value_of(one: Found, name: str, summary: Summary) -> str:
     """Print an objective of a configuration with its unit; of a bound, on which side the value lies."""
-    value = shown(one.values.get(name), summary.units[name])
-    if name not in one.bounds:
-        return value
-    return f"at {'least' if summary.directions[name] == 'maximize' else 'most'} {value}"
+    unit, more = summary.units[name], summary.directions[name] == "maximize"
+    if name in one.bounds:
+        return f"at {'least' if more else 'most'} {shown(one.values[name], unit)}"
+    if name in one.at_best and name not in one.values:
+        return f"at {'most' if more else 'least'} {shown(one.at_best[name], unit)}"
+    return shown(one.values.get(name), unit)
 
 
 def _values(one: Found, summary: Summary) -> str:

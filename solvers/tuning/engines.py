@@ -101,7 +101,7 @@ class EngineMeasure:
                 if point.task in self._baselines.tasks and result.state == "done":
                     self._baselines.keep(point, result)
         if run.ruled_out is not None:
-            raise Abandoned(run.ruled_out, run.values())
+            raise Abandoned(run.ruled_out, run.values(), run.at_best)
         if len(run.results) < len(run.points):
             raise Halted
         broken = next((result.reason for result in run.results if result.state == "failed"), None)
@@ -165,6 +165,7 @@ class _Run:
         self.points = self._points()
         self.results: list[Result] = []
         self.ruled_out: str | None = None
+        self.at_best: Mapping[str, float] = {}
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -240,6 +241,7 @@ class _Run:
         best = {name: value for name, value in (dict(bounds) | self.values()).items() if name in names}
         if best and self.ruled_out is None:
             self.ruled_out = self.hooks.rules_out(best)
+            self.at_best = {name: bound for name, bound in bounds.items() if name in names}
 
 
 def _highest_still_possible(probe: Mapping[str, Any]) -> dict[str, float]:

@@ -35,11 +35,14 @@ class Abandoned(Exception):  # noqa: N818
     ----------
     measured
         Values that are known of it nevertheless, by objective.
+    at_best
+        By objective of which only a bound is known: the best that it can be.
     """
 
-    def __init__(self, reason: str, measured: Mapping[str, float]) -> None:
+    def __init__(self, reason: str, measured: Mapping[str, float], at_best: Mapping[str, float] | None = None) -> None:
         super().__init__(reason)
         self.measured = measured
+        self.at_best: Mapping[str, float] = at_best or {}
 
 
 class Halted(Exception):  # noqa: N818

@@ -28,7 +28,8 @@ DEFAULT_STORAGE = "tuning.db"
 TEXT, SOURCE, ASKS = "qplan:tuning", "qplan:source", "qplan:asks"
 REFUSED, OUTLOOK = "qplan:refused", "qplan:outlook"
 # ... and of a trial.
-CONFIGURATION, MEASURED, BOUNDS, GPU_HOURS = "configuration", "measured", "bounds", "gpu_hours"
+CONFIGURATION, MEASURED, GPU_HOURS = "configuration", "measured", "gpu_hours"
+BOUNDS, AT_BEST = "bounds", "at_best"
 INFEASIBLE, REASON = "infeasible", "reason"
 
 _OPENED_AGAIN = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from qplan.solvers.tuning.axes import Floats, losses
 from qplan.solvers.tuning.hypervolume import hypervolume
 from qplan.solvers.tuning.study import (
+    AT_BEST,
     BOUNDS,
     GPU_HOURS,
     INFEASIBLE,
@@ -47,6 +48,8 @@ class Found:
         By objective, and by quantity with a limit.
     bounds
         Objectives of which the value is only what is surely reached: `reason` says why.
+    at_best
+        By objective without a value: the best that it can be, where measuring was abandoned for that.
     """
 
     trial: int
@@ -57,6 +60,7 @@ class Found:
     gpu_hours: float | None
     reason: str | None
     bounds: tuple[str, ...] = ()
+    at_best: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,7 @@ def _found(trial: FrozenTrial, front: set[int]) -> Found:
         trial.user_attrs.get(GPU_HOURS),
         trial.user_attrs.get(INFEASIBLE) or trial.user_attrs.get(REASON),
         tuple(trial.user_attrs.get(BOUNDS, ())),
+        dict(trial.user_attrs.get(AT_BEST, {})),
     )
 
 

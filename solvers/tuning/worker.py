@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qplan.solvers.tuning.ending import FEWEST, little_is_left, nothing_to_measure
@@ -21,6 +21,7 @@ from qplan.solvers.tuning.events import Began, Ended, Event, Progressed, Stopped
 from qplan.solvers.tuning.measuring import Abandoned, CannotRun, Halted, Hooks, Measure, Measured
 from qplan.solvers.tuning.space import Configuration, Enumerated, groups_of
 from qplan.solvers.tuning.study import (
+    AT_BEST,
     BOUNDS,
     CONFIGURATION,
     GPU_HOURS,
@@ -84,6 +85,8 @@ class _Found:
     ----------
     bounds
         Objectives of which the value is a bound.
+    at_best
+        By objective without a value: the best that it can be.
     seconds
         How long its GPUs were taken, where whoever measured says so.
     """
@@ -93,6 +96,7 @@ class _Found:
     reason: str | None
     bounds: tuple[str, ...] = ()
     seconds: float | None = None
+    at_best: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Worker:
@@ -177,7 +181,7 @@ class _Worker:
         except CannotRun as error:
             found = _Found("cannot run", error.measured, str(error))
         except Abandoned as error:
-            found = _Found("abandoned", {**error.measured, **known}, str(error))
+            found = _Found("abandoned", {**error.measured, **known}, str(error), at_best=error.at_best)
         except (Halted, KeyboardInterrupt):
             self._fail(trial, "stopped by the user; measured another time")
             self._emit(Ended(trial.number, str(one), "stopped", {}, None, time.perf_counter() - began))
@@ -213,6 +217,8 @@ class _Worker:
             trial.set_user_attr(GPU_HOURS, one.gpus * seconds / 3600)
             if found.bounds:
                 trial.set_user_attr(BOUNDS, list(found.bounds))
+            if found.at_best:
+                trial.set_user_attr(AT_BEST, dict(found.at_best))
             if found.reason is not None:
                 trial.set_user_attr(INFEASIBLE if found.how == "cannot run" else REASON, found.reason)
             for limit in self._job.tuning.limits:

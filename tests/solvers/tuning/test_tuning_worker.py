@@ -181,7 +181,7 @@ def test_what_lacks_an_objective_cannot_run(make: Make) -> None:
 def test_what_is_abandoned_keeps_what_it_measured(make: Make) -> None:
     def measure(one: Configuration, known: Mapping[str, float], hooks: Hooks) -> Measured:
         if one.gpus == 1:
-            raise Abandoned("too slow", {"p90:ttft": 9.0})
+            raise Abandoned("too slow", {"p90:ttft": 9.0}, {"throughput": 0.5})
         return rows_of(one)
 
     job = make(measure=measure)
@@ -189,6 +189,7 @@ def test_what_is_abandoned_keeps_what_it_measured(make: Make) -> None:
     found = {one.configuration: one for one in summarize_study(job.study, job.tuning, importance=False).found}
     assert found["BF16 TP1"].how == "abandoned"
     assert found["BF16 TP1"].values == {"p90:ttft": 9.0}
+    assert found["BF16 TP1"].at_best == {"throughput": 0.5}
     assert found["BF16 TP1"].reason == "too slow"
 
 
