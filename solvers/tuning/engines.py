@@ -33,7 +33,7 @@ from qplan.measure.campaign.runner import cache_folder
 from qplan.measure.engines import open_engine
 from qplan.solvers.tuning.baselines import Baselines, Kept, check_baselines
 from qplan.solvers.tuning.measuring import Abandoned, CannotRun, Halted, Hooks, Measured
-from qplan.solvers.tuning.objectives import ANY, SERVING, Row
+from qplan.solvers.tuning.objectives import ANY, SERVING, Row, bounds_of_saturation
 from qplan.solvers.tuning.objectives import QUALITY as JUDGED
 from qplan.solvers.tuning.objectives import SATURATION as SEARCHED
 from qplan.solvers.tuning.space import Configuration, Enumerated, enumerate_space
@@ -104,9 +104,9 @@ class EngineMeasure:
             raise Abandoned(run.ruled_out, run.values(), run.at_best)
         if len(run.results) < len(run.points):
             raise Halted
-        broken = next((result.reason for result in run.results if result.state == "failed"), None)
-        if broken is not None and not run.is_told():  # a search that found only a bound has failed, but tells something
-            raise CannotRun(broken, run.values())
+        broken = [result for result in run.results if result.state == "failed"]
+        if broken and not run.is_told():  # a search that found only a bound has failed, but tells something
+            raise CannotRun("; ".join(dict.fromkeys(map(_why, broken))), run.values())
         return Measured(run.rows, before_s + sum(result.seconds for result in run.results))
 
     def _beside(self, one: Configuration, run: _Run) -> tuple[dict[str, Kept], float]:
@@ -250,6 +250,11 @@ def _highest_still_possible(probe: Mapping[str, Any]) -> dict[str, float]:
 
     seen = ProbeResult.from_json(str(probe["result"]))
     return {"saturation": seen.rate_qps} if seen.growing and not seen.invalid else {}
+
+
+def _why(broken: Result) -> str:
+    """Say why a point tells nothing, or on which side of what was tried it is."""
+    return bounds_of_saturation(broken.rows) or str(broken.reason)
 
 
 def _has_load(tuning: Tuning) -> bool:

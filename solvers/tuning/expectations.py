@@ -13,7 +13,6 @@ from qplan.core.deployment import Deployment
 from qplan.core.errors import InputError
 from qplan.core.quantization import Quantization
 from qplan.core.workload import Workload
-from qplan.solvers.tuning.conditions import Conditions
 from qplan.solvers.tuning.objectives import Objective
 from qplan.solvers.tuning.space import Configuration, known_model
 from qplan.solvers.tuning.tables import Table
@@ -53,21 +52,20 @@ def expected(tuning: Tuning, configurations: Sequence[Configuration]) -> Floats 
 def _from_table(tuning: Tuning, source: str, configurations: Sequence[Configuration]) -> Floats:
     """Look expectations up.
 
-    Settings, workload, and how many items of a task were judged may be others there: only an expectation is wanted.
+    Settings, SLOs, workload, and how many items of a task were judged may be others there: only an expectation is
+    wanted.
     """
-    table = Table.read(source, tuning)
-    if tuning.conditions.workload not in table.workloads and table.workloads:
-        table = Table.read(source, replace(tuning, conditions=_of_workload(tuning.conditions, table.workloads[0])))
+    conditions = replace(tuning.conditions, slos=())
+    table = Table.read(source, replace(tuning, conditions=conditions))
+    if conditions.workload not in table.workloads and table.workloads:
+        conditions = replace(conditions, workload=table.workloads[0])
+        table = Table.read(source, replace(tuning, conditions=conditions))
     plain = [replace(one, parameters={}, target=replace(one.target, settings={})) for one in configurations]
     whole = [replace(one, task=one.task.partition("[:")[0]) for one in tuning.objectives]
     found = table.values(configurations, tuning.objectives)
     for others, objectives in ((plain, tuning.objectives), (configurations, whole), (plain, whole)):
         found = np.where(np.isnan(found), table.values(others, objectives), found)
     return found
-
-
-def _of_workload(conditions: Conditions, workload: str) -> Conditions:
-    return replace(conditions, workload=workload)
 
 
 def _from_forecasts(tuning: Tuning, configurations: Sequence[Configuration]) -> Floats:

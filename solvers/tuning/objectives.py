@@ -92,8 +92,7 @@ class Objective:
         value = self.value(one, seen)
         if value is None or not of_saturation or any(row.get("saturation_qps") for row in seen):
             return None
-        why = next((str(row["reason"]) for row in seen if row["phase"] == SATURATION and row.get("reason")), "")
-        return f"{self.name} is at {'least' if self.maximize else 'most'} {value:.4g} {self.unit}: {why}".rstrip(": ")
+        return f"{self.name} is at {'least' if self.maximize else 'most'} {value:.4g} {self.unit}{_why_bounded(seen)}"
 
     @property
     def paired(self) -> bool:
@@ -102,6 +101,20 @@ class Objective:
 
     def _is_judged_by(self, row: Row) -> bool:
         return row["phase"] == QUALITY and row.get("task") == self.task and row.get("metric") == self.metric
+
+
+def bounds_of_saturation(rows: Iterable[Row]) -> str | None:
+    """Say on which side of what searches tried the saturation rate is; ``None`` where one found it, or none tells."""
+    searches = [row for row in rows if row["phase"] == SATURATION and row.get("status") == "ok"]
+    if any(row.get("saturation_qps") for row in searches):
+        return None
+    lows, highs = (
+        [float(row[f"saturation_{end}_qps"]) for row in searches if row.get(f"saturation_{end}_qps")]
+        for end in ("low", "high")
+    )
+    told = [f"at least {median(lows):.4g}"] if lows else []
+    told += [f"at most {median(highs):.4g}"] if highs else []
+    return f"saturation is {' and '.join(told)} req/s{_why_bounded(searches)}" if told else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +221,10 @@ def _throughputs(rows: Iterable[Row]) -> list[float]:
     """Return the tokens generated per second at the loads that were offered."""
     tokens = [row.get("output_tokens_per_s") for row in rows if row["phase"] == SERVING]
     return [float(rate) for rate in tokens if rate]
+
+
+def _why_bounded(rows: Iterable[Row]) -> str:
+    return next((f": {row['reason']}" for row in rows if row["phase"] == SATURATION and row.get("reason")), "")
 
 
 def _surely_reached(rows: Iterable[Row]) -> float | None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qplan.core.errors import InputError, nearest
+from qplan.core.slo import Slo
 from qplan.measure.campaign.rows import share_of
 from qplan.profiles.sources import read_profiles
 from qplan.solvers.tuning.conditions import Conditions
 from qplan.solvers.tuning.measuring import CannotRun, Halted, Hooks, Measured
-from qplan.solvers.tuning.objectives import QUALITY, SERVING, Objective, Row
+from qplan.solvers.tuning.objectives import QUALITY, SATURATION, SERVING, Objective, Row, bounds_of_saturation
 from qplan.solvers.tuning.space import Configuration
 from qplan.solvers.tuning.tunefile import Tuning
 
+_OF_SLOS = ("saturation", "goodput")
+_SEARCHED = ("saturation_qps", "saturation_low_qps", "saturation_high_qps")
 _IDENTITY = ("model", "quantization", "gpu", "tp", "engine", "settings")
 _JUDGED_ALIKE = ("model", "quantization", "engine")  # whatever it is served on, as in a study
 
@@ -66,13 +70,13 @@ class Table:
     def rows(self, one: Configuration) -> tuple[Row, ...]:
         """Return what was observed of a configuration that matters to the study; failures are not among it.
 
-        Quality that was judged under other settings counts where its own was not.
+        Quality that was judged under other settings counts where its own was not; what was held to other SLOs does not.
         """
         asked = self._conditions
         mine = [row for row in self._rows.get(_key(one.columns), ()) if row["status"] == "ok"]
         if mine and not any(row["phase"] == QUALITY for row in mine):
             mine += self._judged.get(_key(one.columns, _JUDGED_ALIKE), ())
-        mine = [row for row in mine if row.get("workload") in (None, asked.workload)]
+        mine = [self._held_to(row) for row in mine if row.get("workload") in (None, asked.workload)]
         rate: float | None = asked.qps
         if asked.share is not None:
             found = [row["saturation_qps"] for row in mine if row.get("saturation_qps")]
@@ -84,8 +88,20 @@ class Table:
         rows = self.rows(one)
         if not rows:
             return f"{self.source} has nothing of it"
-        lacking = [objective.name for objective in objectives if objective.value(one, rows) is None]
-        return f"{self.source} has no {', '.join(lacking)} of it" if lacking else None
+        lacking = [objective for objective in objectives if objective.value(one, rows) is None]
+        if not lacking:
+            return None
+        reason = f"{self.source} has no {', '.join(objective.name for objective in lacking)} of it"
+        bounds = bounds_of_saturation(rows)
+        if bounds is None:
+            return reason
+        if any(objective.phase == SATURATION for objective in lacking):
+            return f"{reason}, only that {bounds}; measure it again, with more time or laxer SLOs"
+        if self._conditions.share is not None and any(objective.phase == SERVING for objective in lacking):
+            return (
+                f"{reason}: loads are shares of a rate of which it only has that {bounds}; ask for a rate as the load"
+            )
+        return reason
 
     def values(self, configurations: Sequence[Configuration], objectives: Sequence[Objective]) -> NDArray[np.float64]:
         """Return what the table says of configurations, shape (N, M), NaN where it says nothing."""
@@ -100,10 +116,12 @@ class Table:
         InputError
             With the objective's line, and what the table has instead.
         """
-        every = self._ok()
+        every = [self._held_to(row) for row in self._ok()]
         for objective in objectives:
-            if objective.column is not None and not any(row.get(objective.column) is not None for row in every):
-                raise InputError(f"{places[objective.name]}: {self.source} has no data for {objective.name}")
+            columns = _SEARCHED if objective.phase == SATURATION else (objective.column,) if objective.column else ()
+            if columns and not any(row.get(column) is not None for row in every for column in columns):
+                others = self._other_slos() if objective.name in _OF_SLOS else ""
+                raise InputError(f"{places[objective.name]}: {self.source} has no data for {objective.name}{others}")
             if objective.name == "energy" and not any(row.get("energy_j") for row in every):
                 raise InputError(f"{places[objective.name]}: {self.source} has no data for energy{_why(every)}")
             if objective.task and not any(_judges(objective, row) for row in every):
@@ -116,6 +134,18 @@ class Table:
                 f"{self.source} has no data for workload {asked.workload}; expected one of {', '.join(self.workloads)}"
                 f"{nearest(asked.workload, self.workloads)}"
             )
+
+    def _held_to(self, row: Row) -> Row:
+        """Return a row without the rates that it was found to sustain under SLOs that the study does not ask for."""
+        asked, held = self._conditions.slos, row.get("slo")
+        if not asked or not held or _slos(held) == frozenset(asked):
+            return row
+        return {**row, **dict.fromkeys(("goodput_qps", *_SEARCHED))}
+
+    def _other_slos(self) -> str:
+        held = sorted({str(row["slo"]) for row in self._ok() if row.get("slo")})
+        asked = ",".join(map(str, self._conditions.slos))
+        return f" under {asked}; it was measured under {' and under '.join(held)}" if held and asked else ""
 
 
 class TableMeasure:
@@ -136,6 +166,14 @@ class TableMeasure:
 
 def _key(row: Mapping[str, Any], names: Sequence[str] = _IDENTITY) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in names)
+
+
+@cache
+def _slos(text: str) -> frozenset[Slo] | None:
+    try:
+        return frozenset(Slo.parse_all([text]))
+    except InputError:
+        return None
 
 
 def _is_at(row: Row, rate: float | None) -> bool:

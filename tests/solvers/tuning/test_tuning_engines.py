@@ -157,7 +157,7 @@ def test_a_rate_that_was_only_bounded_counts_as_what_is_surely_reached(
         "saturation is at least 30 req/s: the SLOs hold even at 30 req/s"
     )
     monkeypatch.setitem(VALUES, "saturation", {**search, "saturation_low_qps": None, "saturation_high_qps": 1.0})
-    with pytest.raises(CannotRun):  # at most 1 req/s: nothing says that it serves at all
+    with pytest.raises(CannotRun, match="saturation is at most 1 req/s"):  # nothing says that it serves at all
         EngineMeasure(tuning, keeping(tuning, store))(first(tuning), {}, hooks())
 
 

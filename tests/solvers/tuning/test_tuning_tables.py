@@ -8,7 +8,7 @@ import pytest
 from qplan.core.errors import InputError
 from qplan.solvers.tuning.expectations import expected
 from qplan.solvers.tuning.setup import enumerate_table
-from qplan.solvers.tuning.space import enumerate_space
+from qplan.solvers.tuning.space import Configuration, enumerate_space
 from qplan.solvers.tuning.tables import Table
 from qplan.solvers.tuning.tunefile import Tuning, parse_tuning
 
@@ -136,3 +136,59 @@ def test_quality_that_was_judged_under_other_settings_counts_where_its_own_was_n
     found = [one for one in enumerate_space(tuning.space, lambda _: None).configurations if "FP16 KV16" in str(one)]
     perplexity = [tuning.objectives[1].value(one, looked_up.rows(one)) for one in found]
     assert perplexity == [30.0, 35.0, None]  # its own, the median of the others', and nothing else is known of it
+
+
+SEARCHED = {"phase": "saturation", "slo": "p90:ttft=1s", "reason": "the SLOs hold even at 30 req/s"}
+AT_LEAST = SEARCHED | {"saturation_low_qps": 30.0}
+AT_MOST = SEARCHED | {"saturation_high_qps": 0.5, "reason": "the SLOs are missed even at 0.5 req/s"}
+
+
+def first(tuning: Tuning) -> Configuration:
+    return enumerate_space(tuning.space, lambda _: None).configurations[0]
+
+
+def test_searches_that_found_only_a_bound_from_below_are_used_as_bounds() -> None:
+    tuning = plan("saturation, perplexity:english", "saturation")
+    looked_up = table(tuning, AT_LEAST)
+    looked_up.check(tuning.quantities, tuning.places)
+    one, saturation = first(tuning), tuning.objectives[0]
+    assert looked_up.refusal(one, tuning.quantities) is None
+    rows = looked_up.rows(one)
+    assert saturation.value(one, rows) == 30.0
+    assert saturation.bound(one, rows) == "saturation is at least 30 req/s: the SLOs hold even at 30 req/s"
+
+
+@pytest.mark.parametrize(
+    ("objectives", "load", "row", "said"),
+    [
+        (
+            "saturation",
+            "",
+            AT_MOST,
+            "made has no saturation of it, only that saturation is at most 0.5 req/s: the SLOs are missed even at "
+            "0.5 req/s; measure it again, with more time or laxer SLOs",
+        ),
+        (
+            "p90:ttft",
+            "load: 50%",
+            AT_LEAST,
+            "made has no p90:ttft of it: loads are shares of a rate of which it only has that saturation is at least "
+            "30 req/s: the SLOs hold even at 30 req/s; ask for a rate as the load",
+        ),
+        ("p90:ttft", "load: 2qps", AT_LEAST, "made has no p90:ttft of it"),
+    ],
+)
+def test_bounds_that_do_not_do_are_said(objectives: str, load: str, row: dict[str, Any], said: str) -> None:
+    tuning = parse_tuning(PLAN.replace("saturation, perplexity:english", objectives) + load, "t.yaml")
+    assert table(tuning, row).refusal(first(tuning), tuning.quantities) == said
+
+
+def test_rates_that_were_found_under_other_slos_do_not_count() -> None:
+    tuning = plan("saturation, perplexity:english", "saturation")
+    strict = SEARCHED | {"saturation_qps": 4.0, "slo": "p90:ttft=0.25s"}
+    asked = strict | {"saturation_qps": 9.0, "slo": "p90:ttft=1000ms"}
+    one = first(tuning)
+    assert tuning.objectives[0].value(one, table(tuning, strict, asked).rows(one)) == 9.0
+    said = r"t.yaml:4: .* has no data for saturation under p90:ttft=1s; it was measured under p90:ttft=0.25s"
+    with pytest.raises(InputError, match=said):
+        table(tuning, strict).check(tuning.quantities, tuning.places)
