@@ -1,11 +1,16 @@
-"""What tests of several layers share: a self-made profile, close to no real engine, and a PostgreSQL database."""
+"""What tests of several layers share: a self-made profile, close to no real engine, PostgreSQL, and a Ray cluster."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,3 +85,29 @@ def postgres_url() -> Iterator[str]:
         with engine.connect() as connection:
             connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
         engine.dispose()
+
+
+@pytest.fixture
+def on_ray(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Run a script that starts a Ray cluster, in a process of its own, which ends it.
+
+    The script is given the test's folder and one for Ray; its last line is JSON, which is returned.
+    """
+    pytest.importorskip("ray", reason="Ray is not installed")
+
+    def run(script: str) -> dict[str, Any]:
+        (tmp_path / "script.py").write_text(script)
+        short = tmp_path_factory.mktemp("r")  # Ray's sockets have a limit of 107 characters
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "script.py"), str(tmp_path), str(short)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return run

@@ -24,20 +24,30 @@ _AS_THEY_ARE = ("idle_power_w", "sm_clock_mean_mhz", "temperature_max_c", TTFT, 
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class System:
-    """What serves which requests, whatever the quantization."""
+class Server:
+    """What serves, whatever the quantization."""
 
     model: str
     engine: str
     engine_version: str
     gpu: str
     tp: int
-    settings: str
 
     def __str__(self) -> str:
         """Print it in one line."""
         gpus = self.gpu if self.tp == 1 else f"{self.tp} x {self.gpu}"
-        return " ".join(filter(None, (f"{self.model}, {self.engine} {self.engine_version} on {gpus}", self.settings)))
+        return f"{self.model}, {self.engine} {self.engine_version} on {gpus}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class System(Server):
+    """What serves, and the engine settings that differ from the adapter's own."""
+
+    settings: str
+
+    def __str__(self) -> str:
+        """Print it in one line."""
+        return f"{Server.__str__(self)} {self.settings}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qplan.core.errors import InputError
 from qplan.core.quantization import KV16, Quantization
 from qplan.measure.energy.per_token import joules_per_token
+from qplan.measure.findings.points import Server
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,20 +42,10 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class System:
-    """What serves, whatever the quantization."""
+class System(Server):
+    """What serves, and how that is known."""
 
-    model: str
-    engine: str
-    engine_version: str
-    gpu: str
-    tp: int
     provenance: str
-
-    def __str__(self) -> str:
-        """Print it in one line."""
-        gpus = self.gpu if self.tp == 1 else f"{self.tp} x {self.gpu}"
-        return f"{self.model}, {self.engine} {self.engine_version} on {gpus}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qplan.profiles.store import ProfileStore
-
-pytest.importorskip("ray", reason="Ray is not installed")
 
 SCRIPT = """
 import json, os, signal, sys
@@ -60,22 +54,10 @@ ray.shutdown()
 
 @pytest.mark.slow
 def test_blocks_go_to_gpus_of_the_cluster_and_a_dead_worker_is_tried_again(
-    write_plan: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    write_plan: Callable[..., Path], tmp_path: Path, on_ray: Callable[[str], dict[str, Any]]
 ) -> None:
     write_plan(gpu="h100", tp="[2]", quantizations="[BF16, Q8_0]")
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    short = tmp_path_factory.mktemp("r")  # Ray's sockets have a limit of 107 characters
-    run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(short)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"},
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = on_ray(SCRIPT)
     assert (found["done"], found["failed"]) == (2, 0), found
     assert {len(devices) for devices in found["devices"]} == {2}
     assert {device for devices in found["devices"] for device in devices} <= {0, 1, 2, 3}

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-pytest.importorskip("ray", reason="Ray is not installed")
 
 PLAN = """\
 name: on ray
@@ -82,21 +78,10 @@ ray.shutdown()
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_measured_twice(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path, on_ray: Callable[[str], dict[str, Any]]
 ) -> None:
     (tmp_path / "tune.yaml").write_text(PLAN)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    short = tmp_path_factory.mktemp("r")  # Ray's sockets have a limit of 107 characters
-    run = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path), str(short)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"},
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = on_ray(SCRIPT)
     assert found["stopped"] == "the budget of 4 measurements is spent"
     assert Counter(found["measured"]) == Counter(set(found["measured"]))
     assert len(found["measured"]) == 4
