@@ -94,9 +94,13 @@ def solve(
 ) -> None:
     """Find the policy of a fleet: who serves what, in which order to spill, and who sleeps, by load."""
     from qplan.report.output import print_json, working
-    from qplan.report.routing import print_policy, write_policy
+    from qplan.report.routing import check_out, print_policy, write_policy
     from qplan.solvers.routing.solving import solve_policy
 
+    if trace is None and request_class is not None:
+        raise InputError("--class is that of a trace's requests; expected --trace")
+    if out is not None:
+        check_out(out)
     asked = _read_demand(demand)
     deadlines = dict(_deadline(text, asked) for text in batch or ())
     with working("simulating replicas, and solving"):
@@ -160,6 +164,11 @@ def simulate(
         raise InputError("what arrives? expected either --trace or --qps")
     if turns is not None and qps is None:
         raise InputError("--turns makes conversations of arrivals that are drawn; expected --qps")
+    if trace is None and (request_class is not None or speed_up != 1):
+        raise InputError("--class and --speed-up are of a trace's requests; expected --trace")
+    for flag, factor in (("--times-off", times_off), ("--lengths-off", lengths_off), ("--speed-up", speed_up)):
+        if not 0 < factor < math.inf:
+            raise InputError(f"{flag}: {factor:g}; expected a factor of more than 0")
     for name in policies or ():
         if name not in POLICIES:
             raise InputError(
@@ -228,7 +237,9 @@ def _read_policy(path: Path) -> Policy:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"POLICY: no file {path}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"POLICY: cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"POLICY: cannot read {path} as JSON: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"POLICY: {path} holds no JSON object; expected what qplan route solve wrote")
@@ -256,7 +267,10 @@ def _deadline(text: str, demand: Demand) -> tuple[str, float]:
     names = [one.name for one in demand.classes]
     if not equals or name not in names:
         raise InputError(f"--batch: '{text}'; expected CLASS=TIME, a class of {', '.join(names)}{nearest(name, names)}")
-    return name, parse_duration(time, "--batch")
+    wait_s = parse_duration(time, "--batch")
+    if not 0 < wait_s < math.inf:
+        raise InputError(f"--batch: '{text}'; expected to wait for more than 0 s")
+    return name, wait_s
 
 
 def _check_same(policy: Policy, model: FleetModel) -> None:
@@ -299,8 +313,6 @@ def _traffic(
             source = f"{source}, conversations of {turns:g} turns"
         return traffic, model.lengths.request_class[traffic.buckets], source
     assert trace is not None
-    if not (np.isfinite(speed_up) and speed_up > 0):
-        raise InputError(f"--speed-up: {speed_up:g}; expected more than 0")
     number = _class_number(model, request_class)
     recorded = read_trace(trace, "--trace")
     whole = Traffic(recorded.schedule(speed_up), recorded.input_tokens, recorded.output_tokens)

@@ -89,10 +89,14 @@ def litellm(
 
     read = read_policy(policy)
     settings = read_settings(replicas, read)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in proxy_files(policy, settings, model or read.groups[0].model).items():
-        (out / name).write_text(text, encoding="utf-8")
-        typer.echo(f"wrote {out / name}")
+    files = proxy_files(policy, settings, model or read.groups[0].model)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (out / name).write_text(text, encoding="utf-8")
+            typer.echo(f"wrote {out / name}")
+    except OSError as error:
+        raise InputError(f"--out: cannot write into {out}: {error.strerror}; expected a folder") from None
 
 
 serve.__doc__ = f"{serve.__doc__}\n{EXAMPLES}"

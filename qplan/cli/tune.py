@@ -231,6 +231,8 @@ def apply(
     from qplan.report.tuning import print_choice
     from qplan.solvers.tuning.choice import choose, target_of
 
+    if qps is None and (slo or profiles is not None):
+        raise InputError("--slo and --profiles are of a fleet that is sized; expected --qps")
     found, tuning = _summary(storage, study, importance=False)
     one = choose(found, trial, best)
     target = target_of(tuning, one)
@@ -303,9 +305,15 @@ def _summary(storage: str, name: str | None, *, importance: bool) -> tuple[Summa
 
 
 def _there(storage: str) -> str:
-    """Refuse a file that is not there, which opening would make."""
-    if "://" not in storage and not storage.startswith("journal:") and not Path(storage).is_file():
+    """Refuse a file that is not there, or holds something else: opening it would make a storage of it."""
+    from qplan.solvers.tuning.study import is_storage
+
+    if "://" in storage or storage.startswith("journal:"):
+        return storage
+    if not Path(storage).is_file():
         raise InputError(f"STORAGE: no file {storage}; expected what qplan tune run --storage was given")
+    if not is_storage(storage):
+        raise InputError(f"STORAGE: {storage} holds no study; expected what qplan tune run --storage was given")
     return storage
 
 

@@ -285,7 +285,10 @@ class Policy:
         fields = dict(data)
         version, kind = fields.pop("schema_version", None), fields.pop("kind", None)
         if (kind, version) != (KIND, SCHEMA_VERSION):
-            raise InputError(f"{where}: a {kind!r} of schema_version {version!r}; this reads {KIND!r} of 1")
+            found = f"kind {kind!r} of schema_version {version!r}"
+            raise InputError(
+                f"{where}: found {found}; expected {KIND!r} of {SCHEMA_VERSION}, as qplan route solve writes"
+            )
         try:
             fields["classes"] = tuple(PolicyClass(**{**one, "slos": tuple(one["slos"])}) for one in fields["classes"])
             fields["buckets"] = tuple(PolicyBucket(**one) for one in fields["buckets"])

@@ -27,6 +27,14 @@ def write_policy(path: Path, policy: Policy) -> None:
     write_text(path, json.dumps(policy.to_json(), indent=1, allow_nan=False) + "\n")
 
 
+def check_out(path: Path) -> None:
+    """Refuse a place where no file can be, before any work."""
+    if path.is_dir():
+        raise InputError(f"--out: {path} is a folder; expected the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--out: no folder {path.parent}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file.
 

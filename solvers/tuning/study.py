@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qplan.solvers.tuning.stopping import Outlook
 
 DEFAULT_STORAGE = "tuning.db"
+JOURNALS = (".journal", ".log")
 
 # What qplan keeps beside Optuna's own: of a study ...
 TEXT, SOURCE, ASKS = "qplan:tuning", "qplan:source", "qplan:asks"
@@ -34,6 +36,17 @@ INFEASIBLE, REASON = "infeasible", "reason"
 
 _OPENED_AGAIN = 8
 _MADE_MEANWHILE = re.compile(r"already exists|duplicate key|UNIQUE constraint|locked", re.IGNORECASE)
+
+
+def is_storage(file: str) -> bool:
+    """Whether a file is an Optuna storage; it is only looked at."""
+    if file.endswith(JOURNALS):
+        return True
+    try:
+        with closing(sqlite3.connect(f"{Path(file).absolute().as_uri()}?mode=ro", timeout=60, uri=True)) as database:
+            return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone())
+    except sqlite3.Error:
+        return False
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -57,7 +70,7 @@ def open_storage(url: str) -> BaseStorage:
     import sqlalchemy as sa
 
     journal = url.removeprefix("journal:").removeprefix("//") if url.startswith("journal:") else None
-    if "://" not in url and url.endswith((".journal", ".log")):
+    if "://" not in url and url.endswith(JOURNALS):
         journal = journal or url
     try:
         if journal is not None:
@@ -172,7 +185,11 @@ def load_study(storage: BaseStorage, name: str | None) -> tuple[Study, Tuning]:
     summaries = [one for one in optuna.get_all_study_summaries(storage) if TEXT in one.user_attrs]
     names = [one.study_name for one in summaries]
     if name is None and len(names) != 1:
-        raise InputError(f"--study: the storage has {', '.join(names) or 'no study of qplan tune'}; say which")
+        raise InputError(
+            f"--study: the storage has {', '.join(names)}; say which"
+            if names
+            else "the storage has no study of qplan tune"
+        )
     wanted = names[0] if name is None else name
     if wanted not in names:
         raise InputError(

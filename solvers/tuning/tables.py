@@ -117,6 +117,8 @@ class Table:
             With the objective's line, and what the table has instead.
         """
         every = [self._held_to(row) for row in self._ok()]
+        if not every:
+            raise InputError(f"{self.source} has nothing of the models that the study is of")
         for objective in objectives:
             columns = _SEARCHED if objective.phase == SATURATION else (objective.column,) if objective.column else ()
             if columns and not any(row.get(column) is not None for row in every for column in columns):

@@ -36,6 +36,17 @@ def test_replicas_that_do_not_fit_the_policy(tmp_path: Path) -> None:
     assert "unknown group 'other'; expected one of the policy's: g" in said
 
 
+def test_files_for_litellm_go_into_a_folder(tmp_path: Path) -> None:
+    policy, replicas = write_policy(tmp_path), tmp_path / "replicas.yaml"
+    replicas.write_text("replicas:\n- {name: a, url: h, group: g}\n")
+    command = ["route", "litellm", str(policy), "--replicas", str(replicas), "-o"]
+    result = CliRunner().invoke(app, [*command, str(replicas)])
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception) == f"--out: cannot write into {replicas}: File exists; expected a folder"
+    assert CliRunner().invoke(app, [*command, str(tmp_path / "gateway")]).exit_code == 0
+    assert (tmp_path / "gateway" / "config.yaml").is_file()
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_port_that_is_taken(tmp_path: Path, processes: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

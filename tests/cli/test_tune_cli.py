@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,7 @@ def test_the_chosen_configuration_is_shown(folder: Path) -> None:
         (("apply", "--trial", "99"), "99 was not measured; on the front are"),
         (("apply", "--trial", "0", "--best", "memory"), "expected one of them"),
         (("apply", "--best", "memory", "--launch", "-"), "names no weights to serve"),
+        (("apply", "--best", "memory", "--slo", "p90:ttft=1s"), "expected --qps"),
         (("report", "--study", "pakc"), "did you mean 'pack'"),
         (("report", "--plot", "study.gif"), "ends in .png or .html"),
     ],
@@ -135,6 +138,27 @@ def test_a_study_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "none.db").exists()
     with pytest.raises(InputError, match="did you mean 'report'"):
         tune("repot")
+
+
+@pytest.mark.parametrize("content", [b"", b"no database", None])
+def test_what_is_no_storage_is_left_as_it_is(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "other.db"
+    if content is None:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE mine (x)")
+    else:
+        path.write_bytes(content)
+    before = path.read_bytes()
+    for command in ("report", "apply"):
+        with pytest.raises(InputError, match="holds no study"):
+            tune(command, str(path))
+    assert path.read_bytes() == before
+
+
+def test_a_table_of_other_models_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text(PLAN.replace("smollm2-135m", "smollm2-360m"))
+    with pytest.raises(InputError, match="llamacpp-cpu has nothing of the models"):
+        tune(str(tmp_path / "other.yaml"), *TABLE, "--storage", str(tmp_path / "study.db"))
 
 
 def test_another_question_under_the_same_name_is_refused(folder: Path, tmp_path: Path) -> None:
