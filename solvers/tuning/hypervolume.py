@@ -46,7 +46,9 @@ def _volume(points: Floats, reference: Floats) -> float:
     volume = 0.0
     for k in np.flatnonzero(heights > 0):
         below = points[: k + 1, :-1]
-        volume += heights[k] * _volume(below[nondominated(below)], reference[:-1])
+        if below.shape[1] > 2:  # in the plane the best so far is all that counts
+            below = below[nondominated(below)]
+        volume += heights[k] * _volume(below, reference[:-1])
     return volume
 
 

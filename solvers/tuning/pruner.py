@@ -58,7 +58,7 @@ class FrontPruner:
         beliefs = self._sampler.beliefs(self._study)
         bound = np.array([[float(one.losses(best[one.name])) if one.name in best else -np.inf for one in axes]])
         own = np.array([index])
-        held = [belief.take(own) for belief in beliefs.axes]
+        held = [belief.take(own) for belief in beliefs.doubted()]
         # Without an end: what lies beyond the reference of the hypervolume can still be on the front.
         free = free_boxes(beliefs.evidence.measured, np.full(len(axes), np.inf))
         return float(escape_probability(held, free, bound)[0])

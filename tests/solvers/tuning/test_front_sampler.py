@@ -248,6 +248,21 @@ def test_optimize_stops_when_little_is_left_and_the_outlook_holds_the_rest() -> 
     assert (hypervolume(points, reference) - measured) / measured < 0.05
 
 
+def test_draws_hold_what_is_measured_and_deviate_by_more_than_the_surrogates_say() -> None:
+    candidates, values = grid(), truth()
+    sampler = FrontSampler(candidates, AXES, seed=0)
+    study = study_of(sampler)
+    measured = measure(study, candidates, values, 8)
+    beliefs, every = sampler.beliefs(study), np.arange(len(GRID))
+    drawn = beliefs.draws(every, 600, np.random.default_rng(0))
+    assert drawn.shape == (600, len(GRID), 2)
+    assert drawn[:, measured] == pytest.approx(np.broadcast_to(losses(AXES, values[measured]), (600, 8, 2)))
+    rest = np.setdiff1d(every, measured)
+    plain = np.stack([one.draw(rest, 600, np.random.default_rng(0)) for one in beliefs.surrogates], axis=-1)
+    wider = drawn[:, rest].std(axis=0) / plain.std(axis=0)
+    assert np.median(wider) == pytest.approx(np.exp(0.4**2), rel=0.1)
+
+
 def test_the_pruner_abandons_what_its_load_points_rule_out() -> None:
     candidates, values = grid(), truth()
     sampler = FrontSampler(candidates, AXES, seed=0)

@@ -61,3 +61,17 @@ def test_a_bound_on_a_loss_lowers_the_chance() -> None:
     assert open_ended > bounded > out == 0
     known = Belief(np.ones(1), np.array([[0.2]]), np.zeros((1, 1)))
     assert expected_gain([known, known], boxes)[0] == pytest.approx(0.3 * 0.3 + 2 * 0.3 * 0.5)
+
+
+def test_a_doubted_belief_expects_the_same_and_rules_out_less() -> None:
+    belief = Belief(np.array([0.3, 0.7]), np.array([[0.0, 0.5], [1.0, 0.5]]), np.array([[0.1, 0.0], [0.2, 0.0]]))
+    doubted = belief.doubted(0.4)
+    assert doubted.weights.sum() == pytest.approx(1)
+    assert doubted.mean == pytest.approx(belief.mean)
+    deviation = np.sqrt(belief.weights @ belief.stds**2)[0]
+    # The rule of three points is exact for polynomials of degree 5: nearly so for the square of a log-normal factor.
+    assert np.sqrt(doubted.weights @ doubted.stds**2)[0] == pytest.approx(deviation * np.exp(0.4**2), rel=0.02)
+    far = np.array([-0.6])
+    assert doubted.below(far)[0] > 10 * belief.below(far)[0]
+    edges = np.array([0.499, 0.501])
+    assert doubted.below(edges)[1].tolist() == [0, 1]  # what is known is not doubted
