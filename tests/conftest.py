@@ -30,7 +30,9 @@ CONTEXTS = np.array([64, 512, 2048, 8192], dtype=float)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with the most slow tests first, so that none is left to one worker when the others are done."""
+    """Give workers the files with the most slow tests first, so that no such file is left to one of them at the end."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 

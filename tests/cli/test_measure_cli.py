@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from qplan.cli import main
@@ -44,6 +46,13 @@ class Done:
 
 Qplan = Callable[..., Done]
 NAMED = ("--quant", "fp8", "--gpu", "h100", "--engine", "vllm")
+
+
+def connected(process: psutil.Process) -> bool:
+    """Whether it, or a process that it started, talks to a server."""
+    with suppress(psutil.NoSuchProcess):
+        return any(one.net_connections("tcp") for one in (process, *process.children(recursive=True)))
+    return False
 
 
 @pytest.fixture
@@ -248,9 +257,13 @@ class TestServer:
             [*command, "--model", "fake"], cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE
         )
         assert process.stderr is not None
-        time.sleep(3)
+        deadline_s = time.monotonic() + 60
+        while not connected(psutil.Process(process.pid)):
+            assert time.monotonic() < deadline_s, "it never connected"
+            time.sleep(0.05)
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
 
     @pytest.mark.slow

@@ -174,7 +174,7 @@ class TestStore:
         assert process.stdout
         assert process.stdout.readline().startswith("written")
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         with ProfileStore(url) as store:
             assert store.read(["tp"]).num_rows == 1
             assert store.add(table).new == 5000

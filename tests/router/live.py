@@ -116,7 +116,7 @@ class Router:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(15)
+            return self.process.wait(60)
         finally:
             self.process.kill()
             self.process.wait()
@@ -215,7 +215,7 @@ def write_policy(folder: Path, policy: Policy | None = None) -> Path:
     return path
 
 
-def wait_for(found: Any, timeout_s: float = 5.0) -> Any:
+def wait_for(found: Any, timeout_s: float = 30.0) -> Any:
     """Wait until something is found, and return it."""
     until_s = time.monotonic() + timeout_s
     while not (value := found()):

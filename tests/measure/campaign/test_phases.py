@@ -135,7 +135,7 @@ class TestCampaign:
             pass
         time.sleep(2.0)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         assert process.returncode == 130, err
         assert "PointPutBack" in [json.loads(line)["event"] for line in out.splitlines()]
         assert observations("status") == []

@@ -98,9 +98,7 @@ def test_a_sensor_that_disagrees_with_the_counter_is_flagged(shim: Shim, tmp_pat
 
 
 def test_a_gpu_that_is_lost_in_the_window_takes_its_energy_along_not_the_run(shim: Shim, tmp_path: Path) -> None:
-    found = shim(
-        "measure", "1.5", "0", str(tmp_path / "t"), SHIM_LOW_W=200, SHIM_LOST_S=time.perf_counter() + 1.5, SHIM_GPUS=1
-    )
+    found = shim("measure", "1.5", "0", str(tmp_path / "t"), SHIM_LOW_W=200, SHIM_LOST_AFTER_S=1.2, SHIM_GPUS=1)
     assert found["energy_j"] is None
     assert "the GPU is lost" in found["note"]
 

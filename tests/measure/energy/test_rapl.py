@@ -31,6 +31,21 @@ def counted_j(meter: RaplMeter, file: Path) -> float:
     return total
 
 
+def put(file: Path, energy_uj: int) -> None:
+    """Let a counter stand there; as of a kernel's file, nobody reads a part."""
+    new = file.with_suffix(".new")
+    new.write_text(str(energy_uj))
+    new.replace(file)
+
+
+def until_counted(meter: RaplMeter, file: Path, joules: float) -> None:
+    """Wait until the meter has read that much."""
+    deadline_s = time.perf_counter() + 30
+    while counted_j(meter, file) != pytest.approx(joules):
+        assert time.perf_counter() < deadline_s, "not read in time"
+        time.sleep(0.02)
+
+
 def test_packages_and_their_memory_are_summed_and_parts_of_them_are_not(tmp_path: Path) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0", 5_000_000)
     memory = zone(tmp_path, "intel-rapl:0:2", "dram", 1_000_000)
@@ -41,11 +56,11 @@ def test_packages_and_their_memory_are_summed_and_parts_of_them_are_not(tmp_path
     ]
     with RaplMeter(tmp_path) as meter:
         start_s = time.perf_counter()
-        package.write_text("8000000")
-        memory.write_text("1500000")
         for other in others:
-            other.write_text("900000000")
-        time.sleep(0.3)
+            put(other, 900_000_000)
+        put(package, 8_000_000)
+        put(memory, 1_500_000)
+        until_counted(meter, tmp_path / "t", 3.5)
         reading = meter.between(start_s, time.perf_counter())
     assert reading.devices == ("intel-rapl:0/package-0", "intel-rapl:0:2/dram")
     assert counted_j(meter, tmp_path / "t") == pytest.approx(3.5)
@@ -59,10 +74,9 @@ def test_packages_and_their_memory_are_summed_and_parts_of_them_are_not(tmp_path
 def test_a_counter_that_starts_again_at_zero_is_carried_on(tmp_path: Path) -> None:
     counter = zone(tmp_path, "intel-rapl:0", "package-0", 9_000_000, range_uj=10_000_000)
     with RaplMeter(tmp_path) as meter:
-        for microjoules in (9_900_000, 800_000, 9_500_000, 100_000):
-            time.sleep(0.15)
-            counter.write_text(str(microjoules))
-        time.sleep(0.15)
+        for microjoules, gained_j in ((9_900_000, 0.9), (800_000, 1.8), (9_500_000, 10.5), (100_000, 11.1)):
+            put(counter, microjoules)
+            until_counted(meter, tmp_path / "t", gained_j)
     assert counted_j(meter, tmp_path / "t") == pytest.approx(20.1 - 9.0)
 
 

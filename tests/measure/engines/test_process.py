@@ -37,7 +37,7 @@ def family_of(path: Path) -> list[psutil.Process]:
 
 
 def check_until_it_raises(server: ServerProcess) -> None:
-    deadline = time.perf_counter() + 10
+    deadline = time.perf_counter() + 30
     while time.perf_counter() < deadline:
         server.check()
         time.sleep(0.1)
@@ -77,7 +77,7 @@ def test_a_slow_start_is_waited_for(scripted: Scripted, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "deadline_s", "says"),
     [
-        ({"health": 503}, 4, "not ready in time: its health route answers 503"),
+        ({"health": 503}, 6, "not ready in time: its health route answers 503"),
         ({"health": "hang"}, 1, "not ready in time: its health route never answered"),
         ({"start_s": 60}, 1, "not ready in time: its health route never answered"),
     ],
@@ -125,7 +125,7 @@ def test_a_crash_in_mid_run_is_seen_and_takes_the_family_with_it(scripted: Scrip
         assert sum(map(runs, family)) == 3
         with pytest.raises(EngineError, match="exit status 9; it said: fatal error: CUDA error"):
             check_until_it_raises(server)
-        assert left_after(family, 10) == []
+        assert left_after(family, 30) == []
 
 
 def test_stopping_ends_children_in_other_sessions_daemons_and_zombies(scripted: Scripted, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_killing_the_supervisor_leaves_nothing_either(scripted: Scripted, tmp_pa
     with pytest.raises(EngineError, match="supervisor killed by SIGKILL"):
         check_until_it_raises(server)
     server.stop()
-    assert left_after(family, 5) == []
+    assert left_after(family, 30) == []
 
 
 def test_killing_qplan_ends_the_engine_and_its_family(scripted: Scripted, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_killing_qplan_ends_the_engine_and_its_family(scripted: Scripted, tmp_pa
     parent.kill()
     parent.join()
     parent.close()
-    assert left_after(family, 10) == []
+    assert left_after(family, 30) == []
 
 
 def start_and_wait(launch: Launch, folder: Path, to: Connection) -> None:

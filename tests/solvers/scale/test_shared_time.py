@@ -6,7 +6,7 @@ from qplan.solvers.scale.parallel import each
 
 
 def test_the_answers_come_in_order() -> None:
-    assert each(lambda item, _: item * 10, [3, 1, 2], time.perf_counter() + 1, workers=2) == [30, 10, 20]
+    assert each(lambda item, _: item * 10, [3, 1, 2], time.perf_counter() + 100, workers=2) == [30, 10, 20]
 
 
 def test_what_one_leaves_the_others_share() -> None:

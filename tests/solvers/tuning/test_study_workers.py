@@ -45,7 +45,7 @@ def run_workers(folder: Path, storage: str, workers: int, killed: int) -> tuple[
     processes = [start("hang") for _ in range(killed)] + [start() for _ in range(workers - killed)]
     doomed = processes[:killed]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len({line.split()[0] for line in log.read_text().splitlines()} & {str(p.pid) for p in doomed}) < killed:
             assert time.monotonic() < deadline, "the workers to be killed never began to measure"
             time.sleep(0.05)
