@@ -187,14 +187,14 @@ def _compiled(function: _Compiled) -> _Compiled:
 
 
 def _inlined(function: _Compiled) -> _Compiled:
-    """Compile a function into its callers: what every iteration calls, as passing all arrays takes longer than it."""
+    """Compile a function of every iteration into its callers: passing it all the arrays would take as long as it."""
     inner: _Compiled = numba.njit(
         cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
     )(function)
     return inner
 
 
-@numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)  # type: ignore[untyped-decorator]
 def serve(
     state: State,
     windows_s: Floats,
@@ -254,7 +254,7 @@ def serve(
             _send(state, windows_s, chosen, q, now_s)
 
 
-@numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)  # type: ignore[untyped-decorator]
 def serve_by_rule(
     state: State,
     windows_s: Floats,
@@ -705,9 +705,12 @@ def _up_s(state: State, windows_s: Floats, r: int, start_s: float, end_s: float)
     return total
 
 
-@_inlined
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _advance(state: State, r: int, until_s: float) -> None:
-    """Run the iterations of replica `r` that begin before `until_s`."""
+    """Run the iterations of replica `r` that begin before `until_s`.
+
+    Its source goes into its callers: as a function, all that it calls would be compiled once more.
+    """
     replica = state.replicas[r]
     while replica.now_s < until_s and replica.outstanding > 0:
         replica.finished = 0
