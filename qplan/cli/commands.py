@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Annotated
@@ -30,10 +31,19 @@ def app_of(commands: Iterable[str]) -> typer.Typer:
     for name in commands:
         module = import_module(f"qplan.cli.{name}")
         if hasattr(module, "app"):
+            for command in module.app.registered_commands:
+                command.help = command.help or _flowing(command.callback)
             app.add_typer(module.app, name=name)
         else:
-            app.command(name)(getattr(module, name))
+            command = getattr(module, name)
+            app.command(name, help=_flowing(command))(command)
     return app
+
+
+def _flowing(command: object) -> str:
+    """Return a command's docstring with paragraphs as lines, which Typer breaks at the terminal's width."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(text if "\n " in f"\n{text}" else text.replace("\n", " ") for text in paragraphs)
 
 
 def _print_version(wanted: bool) -> None:

@@ -19,26 +19,30 @@ EXAMPLES = """
 [bold]Replicas[/bold]
 
   replicas:
-    - {name: h100-0, url: "http://10.0.0.1:8000", group: h100-fp8}
-    - {name: a100-0, url: "http://10.0.0.2:8000", group: a100-bf16, model: its-own-name, api_key_env: A100_KEY}
-    - {name: local, url: "http://127.0.0.1:8000", group: h100-fp8, gpus: [0, 1]}   # /metrics has its joules and watts
-    - {name: h100-1, url: "http://10.0.0.3:8000", group: h100-fp8, sleep: vllm}    # may sleep, as the policy wants
-    - {name: h100-2, url: "http://10.0.0.4:8000", group: h100-fp8, sleep: "stop h100-2", wake: "start h100-2"}
+  - {name: h100-0, url: "http://10.0.0.1:8000", group: h100-fp8}
+  - {name: a100-0, url: "http://10.0.0.2:8000", group: a100-bf16,
+     model: its-own-name, api_key_env: A100_KEY}
+  # /metrics has the joules and watts of these GPUs:
+  - {name: local, url: "http://127.0.0.1:8000", group: h100-fp8, gpus: [0, 1]}
+  # May sleep, as the policy wants:
+  - {name: h100-1, url: "http://10.0.0.3:8000", group: h100-fp8, sleep: vllm}
+  - {name: h100-2, url: "http://10.0.0.4:8000", group: h100-fp8,
+     sleep: "stop h100-2", wake: "start h100-2"}
   api_keys_file: keys.txt
   limits: {body: 4MiB, queue: 1000, first_token: 60s, stall: 60s}
 
-  Clients choose a class with the field x-qplan-class, and keep to a replica with x-session-id. SIGHUP, or a changed
-  file, reloads; SIGTERM drains. /health and /metrics (Prometheus) need no key. The log goes to standard error as JSON.
+Clients choose a class with the field x-qplan-class, and keep to a replica with x-session-id. SIGHUP, or a changed
+file, reloads; SIGTERM drains. /health and /metrics (Prometheus) need no key. The log goes to standard error as JSON.
 
 [bold]Sleep[/bold]
 
-  Replicas with sleep are put to sleep and woken; name it in one router's file only. vllm serve --enable-sleep-mode with
-  VLLM_SERVER_DEV_MODE=1, or what sleep and wake say, a command or a URL to post to. One that drains or sleeps gets no
-  requests; it serves again once its health check is good. Requests that wait wake one early.
+Replicas with sleep are put to sleep and woken; name it in one router's file only. vllm serve --enable-sleep-mode with
+VLLM_SERVER_DEV_MODE=1, or what sleep and wake say, a command or a URL to post to. One that drains or sleeps gets no
+requests; it serves again once its health check is good. Requests that wait wake one early.
 
 [bold]Traces[/bold]
 
-  With OTEL_EXPORTER_OTLP_ENDPOINT set, a span for each request (pip install 'qplan\\[otel]').
+With OTEL_EXPORTER_OTLP_ENDPOINT set, a span for each request (pip install 'qplan\\[otel]').
 """
 
 PolicyFile = Annotated[

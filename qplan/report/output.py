@@ -50,7 +50,12 @@ class EventLog:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a plain table; text is taken as it is, not as markup, and numbers go to the right."""
+    """Print a plain table as :func:`plain_table` makes it."""
+    console().print(plain_table(header, rows))
+
+
+def plain_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return a plain table; text is taken as it is, not as markup, and numbers go to the right."""
     from rich.table import Table
     from rich.text import Text
 
@@ -61,7 +66,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(str(cell)) for cell in row))
-    console().print(table)
+    return table
 
 
 def facts_table() -> Table:

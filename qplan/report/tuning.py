@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from qplan.core.units import format_bytes, format_duration
 from qplan.report.campaigns import clock
-from qplan.report.output import EventLog, console, facts_table, print_json, print_table
+from qplan.report.output import EventLog, console, facts_table, plain_table, print_json, print_table
 from qplan.solvers.tuning.events import Began, Died, Ended, Event, Progressed, Stopped, Waiting
 
 if TYPE_CHECKING:
@@ -114,9 +114,10 @@ class TuningDisplay:
         lines += [Text(f"now  {what}", style="cyan") for what in self._now.values()]
         lines += [Text(f"     {line}", style="dim") for line in self._last]
         lines.append(Text(f"front: {len(known.front)} configurations", style="bold"))
-        for one in known.front[:_SHOWN_ROWS]:
-            lines.append(Text(f"  {one.configuration:<40} {_values(one, known)}"))
-        return Group(*lines)
+        if not known.front:
+            return Group(*lines)
+        header, rows = front_table(known)
+        return Group(*lines, plain_table(header, rows[:_SHOWN_ROWS]))
 
 
 def print_space(tuning: Tuning, enumerated: Enumerated, *, as_json: bool) -> None:
