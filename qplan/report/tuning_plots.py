@@ -26,6 +26,7 @@ _LOOKS = {
     "over a limit": ("s", _OVER),
     "abandoned": ("D", _ABANDONED),
 }
+_TRIAL = "trial"  # the other axis of a study of one objective
 _BOUND = "open, with an arrow:\na bound, the value is\nthere or further on"
 _ARROW = 17.0  # points
 _ROOM = 0.1  # of a panel's range, around its points: for arrows and numbers
@@ -54,7 +55,7 @@ def draw_study(summary: Summary) -> Drawn:
     if not measured:
         raise InputError(f"study {summary.study}: nothing is measured yet")
     names = list(summary.units)
-    pairs = list(itertools.combinations(names, 2)) or [(names[0], names[0])]
+    pairs = list(itertools.combinations(names, 2)) or [(_TRIAL, names[0])]
     with style():
         title = f"{summary.study}: {len(summary.front)} of {len(measured)} measured configurations are on the front"
         figure, axes = grid(len(pairs) + 2, title=title, panel=_PANEL)
@@ -74,9 +75,9 @@ def draw_study(summary: Summary) -> Drawn:
 
 
 def _trade(at: Axes, x: str, y: str, summary: Summary) -> None:
-    """Draw two objectives against each other."""
+    """Draw two objectives against each other, or one over the trials."""
     marks = [mark for one in summary.found if one.how in _LOOKS and (mark := _mark(one, x, y, summary)) is not None]
-    scales = [_scale(summary.units[name], [mark.at[n] for mark in marks]) for n, name in enumerate((x, y))]
+    scales = [_scale(summary.units.get(name, ""), [mark.at[n] for mark in marks]) for n, name in enumerate((x, y))]
     for layer, (how, (marker, colour)) in enumerate(reversed(_LOOKS.items()), start=3):  # the front on top
         own = [mark for mark in marks if mark.one.how == how]
         for is_bound, face in ((False, colour), (True, "white")):
@@ -93,8 +94,8 @@ def _trade(at: Axes, x: str, y: str, summary: Summary) -> None:
     labels = [str(mark.one.trial) if mark.one.how == "front" else "" for mark in marks]
     _numbers(at, list(zip(labels, [_scaled(mark, scales) for mark in marks], strict=True)))
     for axis, name, (_, unit) in zip((at.xaxis, at.yaxis), (x, y), scales, strict=True):
-        better = "more" if summary.directions[name] == "maximize" else "less"
-        axis.set_label_text(f"{name}{f', {unit}' if unit else ''} ({better} is better)")
+        better = {"maximize": " (more is better)", "minimize": " (less is better)"}
+        axis.set_label_text(f"{name}{f', {unit}' if unit else ''}{better.get(summary.directions.get(name, ''), '')}")
 
 
 def _mark(one: Found, x: str, y: str, summary: Summary) -> _Mark | None:
@@ -102,8 +103,11 @@ def _mark(one: Found, x: str, y: str, summary: Summary) -> _Mark | None:
     places: list[float] = []
     beyond = []
     for name in (x, y):
-        better = 1 if summary.directions[name] == "maximize" else -1
-        if name in one.values:
+        better = 1 if summary.directions.get(name) == "maximize" else -1
+        if name == _TRIAL:
+            places.append(one.trial)
+            beyond.append(0)
+        elif name in one.values:
             places.append(one.values[name])
             beyond.append(better if name in one.bounds else 0)
         elif name in one.at_best:

@@ -76,6 +76,14 @@ def test_bounds_are_drawn_with_an_arrow_to_where_the_value_is(summary: Summary) 
     assert not any("bound" in str(line.get_label()) for line in of_memory.lines)
 
 
+def test_a_study_of_one_objective_is_drawn_over_its_trials(summary: Summary) -> None:
+    alone = replace(summary, units={"saturation": "req/s"}, directions={"saturation": "maximize"})
+    panel = draw_study(alone).figure.axes[0]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("trial", "saturation, req/s (more is better)")
+    ends = {arrow.xy: arrow.xyann for arrow in arrows(panel)}
+    assert {at: (end[0], end[1] > 0) for at, end in ends.items()} == {(1, 9.0): (0, True), (2, 2.0): (0, False)}
+
+
 def test_the_front_is_numbered_where_there_is_room(summary: Summary) -> None:
     assert numbers(draw_study(summary).figure.axes[0]) == ["0", "1"]
     crowd = tuple(replace(summary.found[0], trial=number) for number in range(50))
