@@ -97,7 +97,7 @@ def test_the_report_says_what_was_found(folder: Path) -> None:
 def test_the_report_is_drawn(folder: Path, tmp_path: Path, name: str) -> None:
     tune("report", str(folder / "tuning.db"), "--plot", str(tmp_path / name))
     written = (tmp_path / name).read_bytes()
-    assert written.startswith(b"\x89PNG" if name.endswith("png") else b"<!doctype html>")
+    assert written.startswith(b"\x89PNG" if name.endswith("png") else b"<!DOCTYPE html>")
 
 
 def test_the_chosen_configuration_is_shown(folder: Path) -> None:
