@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,19 @@ from qplan.core.plan import Plan
 
 def qplan(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "qplan", *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str, str]]:
+    """Run a command without a process; returns what that would: exit code, output and errors."""
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qplan", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 def test_the_main_job_prints_a_fleet_and_what_it_assumed() -> None:
@@ -106,16 +120,13 @@ def test_said_things_are_not_assumed() -> None:
     ],
 )
 def test_wrong_input_is_one_clear_line_and_exit_2(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, here: Callable[..., tuple[object, str, str]]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["qplan", "capacity", *arguments])
-    with pytest.raises(SystemExit) as ended:  # what the process would end with, without starting one each time
-        main()
-    assert ended.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert len(said.err.strip().splitlines()) == 1
-    assert re.search(message, said.err), said.err
+    code, out, said = here("capacity", *arguments)
+    assert code == 2
+    assert out == ""
+    assert len(said.strip().splitlines()) == 1
+    assert re.search(message, said), said
 
 
 def test_a_process_ends_with_the_same_line_and_exit_code() -> None:
@@ -136,30 +147,30 @@ def test_a_process_ends_with_the_same_line_and_exit_code() -> None:
     ],
 )
 def test_an_infeasible_ask_names_the_constraint_and_the_nearest_change(
-    arguments: list[str], constraint: str, nearest: str
+    arguments: list[str], constraint: str, nearest: str, here: Callable[..., tuple[object, str, str]]
 ) -> None:
-    done = qplan("capacity", *arguments, "--json")
-    assert done.returncode == 3
-    document = json.loads(done.stdout)
+    code, out, _ = here("capacity", *arguments, "--json")
+    assert code == 3
+    document = json.loads(out)
     assert document["status"] == "infeasible"
     assert document["constraint"] == constraint
     assert nearest in document["nearest"][0]
     assert document["reason"]
-    human = qplan("capacity", *arguments)
-    assert human.returncode == 3
-    assert "No feasible plan" in human.stdout
+    code, out, _ = here("capacity", *arguments)
+    assert code == 3
+    assert "No feasible plan" in out
 
 
 @pytest.mark.slow
-def test_the_nearest_change_is_feasible() -> None:
+def test_the_nearest_change_is_feasible(here: Callable[..., tuple[object, str, str]]) -> None:
     impossible = ["capacity", "--qps", "5", "--slo", "ttft=1ms", "--slo", "p99:tpot=1ms", "--json"]
-    (nearest, *_) = json.loads(qplan(*impossible).stdout)["nearest"]
-    assert qplan("capacity", "--qps", "5", *nearest.split(), "--json").returncode == 0
+    (nearest, *_) = json.loads(here(*impossible)[1])["nearest"]
+    assert here("capacity", "--qps", "5", *nearest.split(), "--json")[0] == 0
     scarce = ["capacity", "--slo", "ttft=1s", "--model", "llama-2-70b", "--gpus", "h100=8", "--json"]
-    nearest = json.loads(qplan(*scarce, "--qps", "4000").stdout)["nearest"]
+    nearest = json.loads(here(*scarce, "--qps", "4000")[1])["nearest"]
     flag, rate = nearest[0].split()
     assert flag == "--qps"
-    assert qplan(*scarce, "--qps", rate).returncode == 0
+    assert here(*scarce, "--qps", rate)[0] == 0
 
 
 def test_a_trace_is_a_workload(tmp_path: Path) -> None:
