@@ -54,7 +54,7 @@ class PolicyBucket:
     input_tokens_from, input_tokens_to
         Prompts from the first up to, and without, the second; ``None``: without end.
     weight
-        Share of the class's requests.
+        Share of all requests.
     input_tokens, output_tokens
         Means.
     output_p50, output_p90
@@ -264,6 +264,14 @@ class Policy:
     def group_of(self) -> tuple[int, ...]:
         """The group of each replica, (R,): all replicas of the first group, then those of the second ..."""
         return tuple(g for g, group in enumerate(self.groups) for _ in range(group.count))
+
+    @property
+    def class_weight(self) -> Mapping[str, float]:
+        """Share of all requests that each class has."""
+        return {
+            one.name: sum(bucket.weight for bucket in self.buckets if bucket.request_class == one.name)
+            for one in self.classes
+        }
 
     def class_named(self, name: str) -> PolicyClass:
         """Return the class of that name."""

@@ -60,7 +60,7 @@ def print_policy(policy: Policy, out: Path | None = None) -> None:
     for level in policy.levels:
         shares = _class_shares(policy, level)
         cells = [
-            f"{level.awake[g]} awake, {sum(row[g] for row in shares.values()) / len(shares):.0%}"
+            f"{level.awake[g]} awake, {sum(policy.class_weight[name] * row[g] for name, row in shares.items()):.0%}"
             for g in range(len(policy.groups))
         ]
         prices = [f"{name} {price:,.0f} J" for name, price in level.quality_price.items() if price > 0]
@@ -225,9 +225,10 @@ def _label(name: str) -> str:
 def _class_shares(policy: Policy, level: PolicyLevel) -> Mapping[str, tuple[float, ...]]:
     """Return the part of each class's requests on each group."""
     shares: dict[str, list[float]] = {one.name: [0.0] * len(policy.groups) for one in policy.classes}
+    of_class = policy.class_weight
     for bucket, row in zip(policy.buckets, level.shares, strict=True):
         for g, share in enumerate(row):
-            shares[bucket.request_class][g] += bucket.weight * share
+            shares[bucket.request_class][g] += bucket.weight / (of_class[bucket.request_class] or 1.0) * share
     return {name: tuple(row) for name, row in shares.items()}
 
 

@@ -88,7 +88,7 @@ def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str
                 lengths.names[lengths.request_class[b]],
                 float(lengths.edges[b, 0]),
                 float(lengths.edges[b, 1]) if np.isfinite(lengths.edges[b, 1]) else None,
-                float(lengths.weight[b] / lengths.class_share[lengths.request_class[b]]),
+                float(lengths.weight[b]),
                 *(
                     float(column[b])
                     for column in (lengths.input_tokens, lengths.output_tokens, lengths.output_p50, lengths.output_p90)
