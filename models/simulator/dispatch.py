@@ -122,7 +122,7 @@ class Ruled:
     def __post_init__(self) -> None:
         rule = self.rule
         levels, buckets, groups = rule.worth_j.shape
-        expected = _shapes(levels, len(rule.floor), buckets, groups, rule.in_flight.shape[1], len(rule.carbon))
+        expected = _shapes(levels, len(rule.floor), buckets, groups, rule.in_flight.shape[1], rule.waits.shape[1])
         for name, shape in expected.items():
             if getattr(rule, name).shape != shape:
                 raise InputError(f"rule: {name} of shape {getattr(rule, name).shape}; expected {shape}")
@@ -132,9 +132,7 @@ class Ruled:
             raise InputError(f"rule: {self.routers} routers that look every {self.scrape_s:g} s; expected more than 0")
 
 
-def _shapes(
-    levels: int, classes: int, buckets: int, groups: int, loads: int, periods: int
-) -> dict[str, tuple[int, ...]]:
+def _shapes(levels: int, classes: int, buckets: int, groups: int, loads: int, times: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the arrays of a rule."""
     return {
         "loads_qps": (levels,),
@@ -146,8 +144,7 @@ def _shapes(
         **dict.fromkeys(("prefill_s", "prefill_j", "kv_tokens", "max_sequences", "full_tpot_s"), (groups,)),
         **dict.fromkeys(("in_flight", "step_s", "tpot_s"), (groups, loads)),
         "among_j": (groups, buckets, loads),
-        "period_s": (periods + 1,),
-        "carbon": (periods,),
+        "waits": (classes, times, 2),
         "limits": (7,),
         "patience": (4,),
     }

@@ -35,7 +35,7 @@ _MANY = 2**62
 class Rule(NamedTuple):
     """The online rule: the replica where energy and predicted latencies beyond the SLOs cost least.
 
-    L levels of load, K classes, B buckets, G groups of replicas, F numbers of requests in flight, P periods.
+    L levels of load, K classes, B buckets, G groups of replicas, F numbers of requests in flight, P times.
 
     Attributes
     ----------
@@ -70,17 +70,15 @@ class Rule(NamedTuple):
         Energy of a request among so many.
     full_tpot_s : (G,)
         TPOT at the load limit.
-    period_s : (P + 1,)
-        Where the periods begin, and the last ends; they repeat.
-    carbon : (P,)
-        Grams of CO2e per kWh; no period where nobody says.
+    waits : (K, P, 2)
+        What comes at the first of two times waits for the second, linear in between; infinite times: never.
     limits : (7,)
         Cost of exceeding an SLO by its whole, factor from predicted latencies to those that are kept,
         quality saved with which its worth is a half, time constant of the load; gain of a ratio of observed over
         predicted, and the ratio's ends, which each replica has too.
     patience : (4,)
         Part of the SLOs up to which a request that may wait fills a replica, seconds after which it asks again,
-        seconds between two that do, and part of its carbon that makes it wait for a cleaner period.
+        seconds between two that do, and after which the times of `waits` repeat.
     """
 
     loads_qps: Floats
@@ -105,8 +103,7 @@ class Rule(NamedTuple):
     tpot_s: Floats
     among_j: Floats
     full_tpot_s: Floats
-    period_s: Floats
-    carbon: Floats
+    waits: Floats
     limits: Floats
     patience: Floats
 
@@ -120,8 +117,8 @@ class Routers(NamedTuple):
         Requests/s, the time up to which they are counted, and when the first came; NaN before.
     saved : (M, K)
         Quality above the floor that has been served so far.
-    asked_s : (M, 1 + P)
-        When the last asks again of those that wait for a trough, and for each period.
+    asked_s : (M,)
+        When the last asks again of those that wait for a replica with room.
     scrape_s : (M, 2)
         When each next reads what engines say is in flight, and after how long again; infinite: never.
     asks_s, waiting : (Q,)
@@ -293,7 +290,6 @@ def serve_by_rule(
             q = _arrive(state, first_row + n, buckets[n], sessions[n], now_s, input_tokens[n], output_tokens[n], False)
             m = int(draws[n] * len(routers.load))
             state.pool[q].router = m
-            _count(rule, routers.load[m], rule.work[buckets[n]], now_s)
             _route(state, windows_s, now_s, rule, routers, q)
             n += 1
         elif event == ASK:
@@ -432,20 +428,26 @@ def _route(state: State, windows_s: Floats, now_s: float, rule: Rule, routers: R
     """Send a request where the rule of its router says, or let it wait."""
     request = state.pool[q]
     m, k = request.router, rule.bucket_class[request.bucket]
-    due_s = request.arrival_s + rule.deadline_s[k]
+    begins_s, due_s = _begins_s(rule, k, request.arrival_s), request.arrival_s + rule.deadline_s[k]
+    if now_s < begins_s:
+        _wait(state, routers, q, begins_s)
+        return
+    if now_s == begins_s:
+        _count(rule, routers.load[m], rule.work[request.bucket], now_s)
     may_wait = now_s < due_s
     allowed = rule.patience[0] if may_wait else 1.0
     chosen, ttft_s, tpot_s, held, used = _by_rule(state, windows_s, now_s, rule, routers, q, allowed)
     if chosen != NONE and may_wait:
-        period, begins_s, rises = _outlook(rule, now_s, due_s)
-        asks_s = np.inf
-        if period != NONE:
-            asks_s = _in_line(rule, routers.asked_s[m], 1 + period, begins_s, due_s)
-        elif used > 1.0 or (_in_sight(state.seen[m, chosen], now_s) == 0 and not rises):
-            asks_s = _in_line(rule, routers.asked_s[m], 0, now_s + rule.patience[1], due_s)
-        if asks_s < np.inf:
-            _push(routers.asks_s, routers.waiting, state.cursor[2], asks_s, q)
-            state.cursor[2] += 1
+        alone = _in_sight(state.seen[m, chosen], now_s) == 0
+        if alone and rule.waits[k, 0, 0] < np.inf:
+            alone = False
+            for r in range(len(state.replicas)):
+                alone |= _in_sight(state.seen[m, r], now_s) > 0
+        if used > 1.0 or alone:
+            asks_s = max(now_s + rule.patience[1], routers.asked_s[m] + rule.patience[2])
+            if asks_s < due_s:
+                routers.asked_s[m] = asks_s
+            _wait(state, routers, q, min(asks_s, due_s))
             return
     if chosen != NONE and rule.floor[k] > 0:
         routers.saved[m, k] += rule.quality[k, state.replicas[chosen].group] - rule.floor[k]
@@ -463,40 +465,22 @@ def _count(rule: Rule, load: Floats, work: float, now_s: float) -> None:
 
 
 @_compiled
-def _outlook(rule: Rule, now_s: float, until_s: float) -> tuple[int, float, bool]:
-    """Return which period by `until_s` is cleaner, if any is; when it begins; else, whether the next is dirtier.
-
-    It is the first that is about as clean as the cleanest.
-    """
-    periods = len(rule.carbon)
-    if periods == 0:
-        return NONE, now_s, False
-    start_s = now_s - now_s % rule.period_s[periods]
-    now = min(np.searchsorted(rule.period_s, now_s - start_s, side="right") - 1, periods - 1)
-    share = 1.0 - rule.patience[3]
-    least, first, first_s, rises = rule.carbon[now] * share, NONE, now_s, False
-    for n in range(now + 1, now + 1 + periods):
-        begins_s = start_s + n // periods * rule.period_s[periods] + rule.period_s[n % periods]
-        if begins_s >= until_s:
-            break
-        if begins_s > now_s:
-            carbon = rule.carbon[n % periods]
-            rises = rises or (n == now + 1 and carbon * share > rule.carbon[now])
-            if carbon < least:
-                least = min(least, carbon)
-                if first == NONE or rule.carbon[first] * share > carbon:
-                    first, first_s = n % periods, begins_s
-    return first, first_s, rises and first == NONE
+def _begins_s(rule: Rule, k: int, arrived_s: float) -> float:
+    """Return until when the policy lets a request wait."""
+    waits, since_s = rule.waits[k], arrived_s % rule.patience[3]
+    n = np.searchsorted(waits[:, 0], since_s, side="right")
+    if n == 0:
+        return arrived_s
+    at_s, wait_s, later_s, later_wait_s = waits[n - 1, 0], waits[n - 1, 1], waits[n, 0], waits[n, 1]
+    begins_s: float = arrived_s + wait_s + (since_s - at_s) / (later_s - at_s) * (later_wait_s - wait_s)
+    return begins_s
 
 
 @_compiled
-def _in_line(rule: Rule, asked_s: Floats, line: int, wanted_s: float, due_s: float) -> float:
-    """Return when a request asks again: behind those that wait for the same, and when it is due at the latest."""
-    asks_s: float = max(wanted_s, asked_s[line] + rule.patience[2])
-    if asks_s >= due_s:
-        return due_s
-    asked_s[line] = asks_s
-    return asks_s
+def _wait(state: State, routers: Routers, q: int, asks_s: float) -> None:
+    """Let a request wait with its router, and ask again."""
+    _push(routers.asks_s, routers.waiting, state.cursor[2], asks_s, q)
+    state.cursor[2] += 1
 
 
 @_compiled

@@ -300,13 +300,13 @@ def _routers(ruled: Ruled) -> Routers:
     """Return routers that have seen nothing yet, and look at the engines one after another."""
     from qplan.models.simulator.kernel import Routers
 
-    count, classes, periods = ruled.routers, len(ruled.rule.floor), len(ruled.rule.carbon)
+    count, classes = ruled.routers, len(ruled.rule.floor)
     period_s = ruled.scrape_s if count > 1 else np.inf  # one alone sees all that there is
     first_s = period_s * (1 + np.arange(count)) / count
     return Routers(
         np.tile([0.0, 0.0, np.nan], (count, 1)),
         np.zeros((count, classes)),
-        np.full((count, 1 + periods), -np.inf),
+        np.full(count, -np.inf),
         np.column_stack([first_s, np.full(count, period_s)]),
         np.zeros(0),
         np.zeros(0, np.int64),

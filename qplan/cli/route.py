@@ -77,7 +77,9 @@ def solve(
     levels: Annotated[int, typer.Option(min=1, max=200, metavar="N", help="Loads at which to solve.")] = 12,
     batch: Annotated[
         list[str] | None,
-        typer.Option(metavar="CLASS=TIME", help="A class that may wait so long for a trough; repeatable."),
+        typer.Option(
+            metavar="CLASS=TIME", help="A class that may wait so long for a trough or a clean grid; repeatable."
+        ),
     ] = None,
     sleep: Annotated[bool, typer.Option("--sleep/--no-sleep", help="Whether replicas may sleep.")] = True,
     trace: Annotated[

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 from qplan.core.errors import InputError
@@ -32,12 +32,16 @@ class PolicyClass:
         Least mean quality over all requests of the class, as a fraction of the reference at 16 bits; ``None``: none.
     deadline_s
         Of a class that may wait: seconds from arrival within which it is to begin; ``None``: it is interactive.
+    waits : (N, 2)
+        Of such a class: what comes at the first of two times of the policy's horizon waits for the second, in seconds;
+        linear from one pair to the next. Nothing: it waits for a replica with room alone.
     """
 
     name: str
     slos: tuple[str, ...]
     quality_floor: float | None = None
     deadline_s: float | None = None
+    waits: tuple[tuple[float, float], ...] = ()
 
     def threshold_s(self, metric: str) -> float:
         """Return the tightest threshold on a metric in seconds; infinite without one."""
@@ -198,9 +202,8 @@ class Policy:
         By rising load; the last is all that the fleet serves within the SLOs.
     standby
         By rising load; beyond the last all stay awake. Empty: replicas sleep by the load of the moment alone.
-    hours, carbon : (P,)
-        Lengths of periods, which repeat, and grams of CO2e per kWh in each, for classes that may wait for a cleaner
-        one; nothing where nobody said.
+    horizon_s
+        After which the times of classes that may wait repeat.
     """
 
     name: str
@@ -213,8 +216,7 @@ class Policy:
     groups: tuple[PolicyGroup, ...]
     levels: tuple[PolicyLevel, ...]
     standby: tuple[PolicyStandby, ...] = ()
-    hours: tuple[float, ...] = ()
-    carbon: tuple[float, ...] = ()
+    horizon_s: float = 0.0
     provenance: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -249,16 +251,18 @@ class Policy:
             raise InputError(f"policy {self.name}: what stands by is of other groups")
         if any(after.load_qps <= before.load_qps for before, after in pairwise(self.standby)):
             raise InputError(f"policy {self.name}: the loads for which replicas stand by do not rise")
-        if len(self.hours) != len(self.carbon) or not all(hours > 0 for hours in self.hours):
-            raise InputError(
-                f"policy {self.name}: carbon of {len(self.carbon)} periods, and {len(self.hours)} lengths of them; "
-                "expected a length above 0 for each"
-            )
-
-    @property
-    def period_s(self) -> tuple[float, ...]:
-        """Seconds at which the periods begin, and the last ends, (P + 1,)."""
-        return (0.0, *accumulate(3600.0 * hours for hours in self.hours))
+        for one in self.classes:
+            times = [at_s for at_s, _ in one.waits]
+            longest_s = one.deadline_s or 0.0
+            if times and not (
+                times == sorted(times)
+                and (times[0], times[-1]) == (0.0, self.horizon_s)
+                and all(0 <= wait_s <= longest_s for _, wait_s in one.waits)
+            ):
+                raise InputError(
+                    f"policy {self.name}: waits of {one.name} are for times that rise from 0 to its horizon of "
+                    f"{self.horizon_s:g} s, and none is longer than the deadline of {longest_s:g} s"
+                )
 
     @property
     def group_of(self) -> tuple[int, ...]:
@@ -298,13 +302,13 @@ class Policy:
                 f"{where}: found {found}; expected {KIND!r} of {SCHEMA_VERSION}, as qplan route solve writes"
             )
         try:
-            fields["classes"] = tuple(PolicyClass(**{**one, "slos": tuple(one["slos"])}) for one in fields["classes"])
+            fields["classes"] = tuple(PolicyClass(**_tuples(one)) for one in fields["classes"])
             fields["buckets"] = tuple(PolicyBucket(**one) for one in fields["buckets"])
             fields["groups"] = tuple(PolicyGroup(**_tuples(one)) for one in fields["groups"])
             fields["levels"] = tuple(PolicyLevel(**_tuples(one)) for one in fields["levels"])
             fields["standby"] = tuple(PolicyStandby(**_tuples(one)) for one in fields.get("standby", ()))
             fields["assumptions"] = tuple(Assumption(**one) for one in fields.get("assumptions", ()))
-            for name in ("provenance", "warnings", "hours", "carbon"):
+            for name in ("provenance", "warnings"):
                 fields[name] = tuple(fields.get(name, ()))
             policy = cls(**fields)
             for one in policy.classes:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from qplan.core.policy import Policy
 from qplan.router.asking import Ask, AskError
 from qplan.router.breaker import Circuit
+from qplan.router.clock import since_midnight_s
 from qplan.router.metrics import AWAKE, IN_FLIGHT, PREDICTED_ENERGY, RESTING, UP, WAITING, Metrics
 from qplan.router.replicas import Flight, Replica, Rest
 from qplan.router.settings import Limits, Settings
@@ -92,7 +93,7 @@ class Dispatcher:
             replica.upstream.close()
             self._metrics.forget(replica=replica.name)
         if not hasattr(self, "policy") or policy != self.policy:
-            self._rule = OnlineRule(_shared(policy, self.processes), _midnight_s())
+            self._rule = OnlineRule(_shared(policy, self.processes), time.monotonic() - since_midnight_s())
         self.policy, self.limits = policy, settings.limits
         self.classes = tuple(one.name for one in policy.classes)
         named = [replica.address.model for replica in self.replicas]
@@ -119,15 +120,15 @@ class Dispatcher:
         until_s = time.monotonic() + self.limits.wait
         queue = self._waiting.setdefault(request_class, deque())
         turn = not queue  # whoever waits comes first
-        counted = bool(tried)
+        asked_s = time.monotonic() if tried else -math.inf
         while True:
             if turn:
-                flight, defer_s = self._chosen(ask, request_class, arrived_s, tried, counted=counted)
-                counted = counted or defer_s is not None
+                flight, defer_s = self._chosen(ask, request_class, arrived_s, tried, asked_s)
                 if flight is not None:
                     self._pass_on(queue)
                     return flight
                 if defer_s is not None:
+                    asked_s = time.monotonic()
                     await self._defer(defer_s)
                     until_s += defer_s
                     continue
@@ -193,14 +194,14 @@ class Dispatcher:
             self._metrics.set(AWAKE, count / self.processes, group=group.name)
 
     def _chosen(
-        self, ask: Ask, request_class: str, arrived_s: float, tried: Collection[Replica], *, counted: bool
+        self, ask: Ask, request_class: str, arrived_s: float, tried: Collection[Replica], asked_s: float
     ) -> tuple[Flight | None, float | None]:
         """Return the flight, or for how long the policy wants the request to wait."""
         now_s = time.monotonic()
         replicas = self._candidates(now_s, tried)
         if not replicas:
             return None, None
-        request = self._request(ask, request_class, arrived_s, replicas, counted=counted)
+        request = self._request(ask, request_class, arrived_s, replicas, asked_s)
         choice = self._rule.choose(request, [replica.state for replica in replicas], now_s)
         if choice.replica is None:
             return None, choice.wait_s
@@ -213,13 +214,13 @@ class Dispatcher:
         return [replica for replica in admitted if replica not in tried] or admitted
 
     def _request(
-        self, ask: Ask, request_class: str, arrived_s: float, replicas: Sequence[Replica], *, counted: bool
+        self, ask: Ask, request_class: str, arrived_s: float, replicas: Sequence[Replica], asked_s: float
     ) -> Request:
         tokens = ask.prompt_tokens + math.ceil(ask.prompt_bytes / self._bytes_per_token)
         kept = self._sessions.get(ask.session) if ask.session else None
         home = replicas.index(kept[0]) if kept is not None and kept[0] in replicas else None
         cached = min(kept[1], tokens) if kept is not None and home is not None else 0
-        return Request(request_class, tokens, ask.max_tokens, home, cached, arrived_s, counted)
+        return Request(request_class, tokens, ask.max_tokens, home, cached, arrived_s, asked_s)
 
     async def _defer(self, defer_s: float) -> None:
         """Hold a request that may wait for a better time; the policy says when it is asked again."""
@@ -264,12 +265,6 @@ class Dispatcher:
         if any(replica.breaker.admits(now_s) for replica in self.replicas):
             return AskError(429, "all replicas are full", "overloaded")
         return AskError(503, "no replica is available", "no_replica")
-
-
-def _midnight_s() -> float:
-    """Return when the day began by local time, on :func:`time.monotonic`: there begin the periods of a policy."""
-    now = time.localtime()
-    return time.monotonic() - (3600 * now.tm_hour + 60 * now.tm_min + now.tm_sec)
 
 
 def _shared(policy: Policy, processes: int) -> Policy:

@@ -18,13 +18,14 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from qplan.core.errors import InputError
 from qplan.core.policy import Policy
+from qplan.router.clock import since_midnight_s
 from qplan.router.files import read_policy
 from qplan.router.settings import Settings
 from qplan.solvers.routing.online import Choice, OnlineRule, ReplicaState, Request
@@ -56,7 +57,7 @@ class PolicyRouting:
     """
 
     def __init__(self, policy: Policy, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rule, self._clock = OnlineRule(policy), clock
+        self._rule, self._clock = OnlineRule(policy, clock() - since_midnight_s()), clock
         self._groups = {group.name: number for number, group in enumerate(policy.groups)}
         self._classes = tuple(one.name for one in policy.classes)
         self._states: dict[str, ReplicaState] = {}
@@ -93,7 +94,9 @@ class PolicyRouting:
         )
         while True:
             states = self._states_of(known)
-            choice = self._rule.choose(request, states, self._clock())
+            now_s = self._clock()
+            choice = self._rule.choose(request, states, now_s)
+            request = replace(request, asked_s=now_s)
             if choice.replica is not None or choice.wait_s is None:
                 break
             await asyncio.sleep(choice.wait_s)  # a class that may wait for a better time

@@ -13,7 +13,6 @@ from qplan.models.steptimes import Floats
 from qplan.solvers.routing.online import (
     ASK_AGAIN_S,
     ASK_GAP_S,
-    CLEANER,
     GAIN,
     PLANNED,
     RATE_S,
@@ -90,10 +89,9 @@ def ruled(
         tpot_s=tpot,
         among_j=among,
         full_tpot_s=_floats(group.full_tpot_s for group in policy.groups),
-        period_s=_floats(policy.period_s),
-        carbon=_floats(policy.carbon),
+        waits=np.array([_padded(one.waits, max(len(one.waits) for one in policy.classes)) for one in policy.classes]),
         limits=_floats((policy.miss_j, policy.margin, SAVED, RATE_S, gain, *RATIOS)),
-        patience=_floats((TROUGH, ASK_AGAIN_S, ASK_GAP_S, CLEANER)),
+        patience=_floats((TROUGH, ASK_AGAIN_S, ASK_GAP_S, policy.horizon_s or np.inf)),
     )
     # In one layout, whatever the policy: for each other one the loop is compiled anew.
     rule = Rule._make(np.ascontiguousarray(values) for values in rule)
@@ -108,3 +106,9 @@ def _filled(values: tuple[float, ...], axis: tuple[float, ...], length: int) -> 
     """Prolong the last segment to a common length, as the rule reads beyond the end."""
     rise = values[-1] - values[-2] if len(values) > 1 else values[-1]
     return [*values, *(values[-1] + rise * (n + 1) for n in range(length - len(axis)))]
+
+
+def _padded(waits: tuple[tuple[float, float], ...], length: int) -> list[tuple[float, float]]:
+    """Repeat the last pair to a common length, of one pair at least; nothing waits by times that never come."""
+    last = waits[-1] if waits else (np.inf, 0.0)
+    return [*waits, *(last for _ in range(max(length, 1) - len(waits)))]

@@ -15,9 +15,9 @@ A load is planned for as few replicas of a group as serve it within the SLOs, si
 all; of those the emptiest gets the request. Others are begun when the latency is worth it: that is the order of
 spilling. Where a request fits no replica, it goes to the one that is the least beyond.
 
-A request of a class with a deadline waits for the first period of the grid that is about as clean as the cleanest by
-then, where that is cleaner enough; else until a replica has room to spare, one that runs a batch anyway unless the next
-period is dirtier. When it is due it goes wherever it costs least then.
+A request of a class with a deadline waits for as long as the policy says of when it came, and counts in the load from
+then on; then it waits for a replica with room to spare that runs a batch anyway, if any does. A class of which the
+policy says nothing waits for one that does. When it is due it goes wherever it costs least.
 
 The floor on a class's mean quality is a ledger: a replica below it takes a request only out of what replicas above it
 have saved before, so the floor holds at every moment. The policy's price of quality says where that is best spent; it
@@ -33,6 +33,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from qplan.core.errors import InputError, nearest
 from qplan.core.policy import Policy
@@ -48,7 +49,7 @@ GAIN = 0.002
 
 RATIOS = (0.25, 4.0)
 
-TROUGH = 0.7
+TROUGH = 0.85
 """A request that may wait fills a replica up to this part of what the SLOs allow."""
 
 ASK_AGAIN_S = 1.0
@@ -56,9 +57,6 @@ ASK_AGAIN_S = 1.0
 
 ASK_GAP_S = 0.01
 """Between two that ask again, so that thousands that wait cost little: they are asked in turn."""
-
-CLEANER = 0.3
-"""Part of its carbon for which a request waits for a cleaner period; less is not worth a fleet that is fuller then."""
 
 SAVED = 0.02
 """Quality above the floor, of one request, with which its price has fallen to a half."""
@@ -79,8 +77,8 @@ class Request:
         The replica that holds the prefix of the session, and how many of the input tokens that saves.
     arrived_s
         When it came, by the clock of `now_s`; read of classes that may wait.
-    counted
-        Whether the rule was asked about it before: its arrival is in the load already.
+    asked_s
+        When the rule was asked about it last; it is in the load already if it was to begin by then.
     """
 
     request_class: str
@@ -89,7 +87,7 @@ class Request:
     home: int | None = None
     cached_tokens: int = 0
     arrived_s: float = 0.0
-    counted: bool = False
+    asked_s: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -149,14 +147,13 @@ class OnlineRule:
     ----------
     policy
         What it follows.
-    horizon_s
-        When a first period of the policy's carbon begins, on the clock of `now_s`.
+    began_s
+        When a horizon of the policy began, on the clock of `now_s`.
     """
 
-    def __init__(self, policy: Policy, horizon_s: float = 0.0) -> None:
+    def __init__(self, policy: Policy, began_s: float = 0.0) -> None:
         self.policy = policy
-        self._horizon_s, self._period_s = horizon_s, policy.period_s
-        self._asked_s = [-math.inf] * (1 + len(policy.carbon))
+        self._horizon_began_s, self._asks_s = began_s, -math.inf
         self._classes = {one.name: one for one in policy.classes}
         self._buckets = {
             name: [n for n, bucket in enumerate(policy.buckets) if bucket.request_class == name]
@@ -185,25 +182,36 @@ class OnlineRule:
         InputError
             The policy does not know the request's class.
         """
-        bucket = self.bucket(request.request_class, request.input_tokens)
-        if not request.counted:
+        name, bucket = request.request_class, self.bucket(request.request_class, request.input_tokens)
+        begins_s = self.begins_s(name, request.arrived_s)
+        if now_s < begins_s:
+            return Choice(None, wait_s=begins_s - now_s)
+        if request.asked_s < begins_s:
             self._count(bucket, now_s)
-        name = request.request_class
-        deadline_s = self._classes[name].deadline_s
-        due_s = -math.inf if deadline_s is None else request.arrived_s + deadline_s
+        about = self._classes[name]
+        due_s = -math.inf if about.deadline_s is None else request.arrived_s + about.deadline_s
         found = self._found(request, bucket, states, now_s, TROUGH if now_s < due_s else 1.0)
         if found.replica is None:
             return found
-        if now_s < due_s:
-            cleaner, rises = self._outlook(now_s, due_s)
-            if cleaner is not None:
-                return Choice(None, wait_s=self._in_line(1 + cleaner[0], cleaner[1], due_s) - now_s)
-            if found.spilled or (states[found.replica].in_flight == 0 and not rises):
-                return Choice(None, wait_s=self._in_line(0, now_s + ASK_AGAIN_S, due_s) - now_s)
-        floor = self._classes[name].quality_floor
+        alone = states[found.replica].in_flight == 0 and (not about.waits or any(one.in_flight for one in states))
+        if now_s < due_s and (found.spilled or alone):
+            return Choice(None, wait_s=self._in_line(now_s + ASK_AGAIN_S, due_s) - now_s)
+        floor = about.quality_floor
         if floor is not None:
             self._saved[name] += self.policy.groups[states[found.replica].group].quality[name] - floor
         return found
+
+    def begins_s(self, request_class: str, arrived_s: float) -> float:
+        """Return until when the policy lets a request wait that came at `arrived_s`."""
+        waits = self._classes[request_class].waits
+        if not waits:
+            return arrived_s
+        since_s = (arrived_s - self._horizon_began_s) % self.policy.horizon_s
+        n = bisect_right(waits, since_s, key=itemgetter(0))
+        if n == len(waits):
+            return arrived_s + waits[-1][1]
+        (at_s, wait_s), (later_s, later_wait_s) = waits[n - 1], waits[n]
+        return arrived_s + wait_s + (since_s - at_s) / (later_s - at_s) * (later_wait_s - wait_s)
 
     def arrived(self, request_class: str, input_tokens: float, now_s: float) -> None:
         """Count a request in the load that is seen; :meth:`choose` does so itself."""
@@ -333,39 +341,13 @@ class OnlineRule:
         ttft_s, tpot_s, energy_j, used = best_times
         return Choice(best, used > 1, ttft_s, tpot_s, energy_j, expected)
 
-    def _in_line(self, line: int, wanted_s: float, due_s: float) -> float:
-        """Return when a request asks again: behind those that wait for the same, and when it is due at the latest."""
-        asks_s = max(wanted_s, self._asked_s[line] + ASK_GAP_S)
+    def _in_line(self, wanted_s: float, due_s: float) -> float:
+        """Return when a request asks again: behind others that do, and when it is due at the latest."""
+        asks_s = max(wanted_s, self._asks_s + ASK_GAP_S)
         if asks_s >= due_s:
             return due_s
-        self._asked_s[line] = asks_s
+        self._asks_s = asks_s
         return asks_s
-
-    def _outlook(self, now_s: float, until_s: float) -> tuple[tuple[int, float] | None, bool]:
-        """Return which period by `until_s` is cleaner, and when it begins; else, whether the next is dirtier.
-
-        It is the first that is about as clean as the cleanest; ``None``: none is so much cleaner than now.
-        """
-        carbon, period_s = self.policy.carbon, self._period_s
-        if not carbon:
-            return None, False
-        since_s = (now_s - self._horizon_s) % period_s[-1]
-        start_s = now_s - since_s
-        now = min(bisect_right(period_s, since_s) - 1, len(carbon) - 1)
-        share = 1.0 - CLEANER
-        least, first, rises = carbon[now] * share, None, False
-        for n in range(now + 1, now + 1 + len(carbon)):
-            again, period = divmod(n, len(carbon))
-            begins_s = start_s + again * period_s[-1] + period_s[period]
-            if begins_s >= until_s:
-                break
-            if begins_s > now_s:
-                rises = rises or (n == now + 1 and carbon[period] * share > carbon[now])
-                if carbon[period] < least:
-                    least = carbon[period]
-                    if first is None or carbon[first[0]] * share > least:
-                        first = period, begins_s
-        return first, rises and first is None
 
 
 def choose(policy: Policy, request: Request, states: Sequence[ReplicaState]) -> int | None:

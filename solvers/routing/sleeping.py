@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from qplan.core.policy import Policy
 from qplan.models.simulator.replica import Replica
 from qplan.models.simulator.traffic import Traffic
@@ -48,7 +50,7 @@ class Schedule:
 def schedule(policy: Policy, traffic: Traffic) -> Schedule:
     """Follow the policy's own estimate of the load along `traffic`, whose buckets are the policy's.
 
-    Only what has arrived by then decides, so the schedule is one that a router can keep. All replicas are awake at
+    Only what was to begin by then decides, so the schedule is one that a router can keep. All replicas are awake at
     first. In a group the last replicas sleep first; one that is ordered to wake serves ``wake_s`` later.
     """
     rule = OnlineRule(policy)
@@ -56,10 +58,11 @@ def schedule(policy: Policy, traffic: Traffic) -> Schedule:
     first = [policy.group_of.index(g) for g in range(len(policy.groups))]
     awake = [group.count for group in policy.groups]
     next_s = 0.0
-    for now_s, bucket, tokens in zip(
-        traffic.arrivals_s.tolist(), traffic.buckets.tolist(), traffic.input_tokens.tolist(), strict=True
-    ):
-        rule.arrived(policy.buckets[bucket].request_class, tokens, now_s)
+    names = [policy.buckets[bucket].request_class for bucket in traffic.buckets.tolist()]
+    begins_s = np.array([rule.begins_s(*one) for one in zip(names, traffic.arrivals_s.tolist(), strict=True)])
+    for n in np.argsort(begins_s, kind="stable").tolist():
+        now_s = float(begins_s[n])
+        rule.arrived(names[n], float(traffic.input_tokens[n]), now_s)
         if now_s < next_s:
             continue
         next_s = now_s + TICK_S

@@ -14,6 +14,7 @@ from qplan.models.simulator.traffic import Traffic
 from qplan.solvers.backends import open_backend
 from qplan.solvers.routing.fleet import FleetModel, GroupModel
 from qplan.solvers.routing.optimum import Optimum, greatest_load_qps, optima
+from qplan.solvers.routing.pacing import paced
 from qplan.solvers.routing.trying import Trial, with_margin, with_standby
 
 LEVELS = 12
@@ -34,7 +35,9 @@ def solve_policy(
     seen: Traffic | None = None,
     seed: int = 0,
 ) -> Policy:
-    """Find the policy of a fleet: the optimum at `levels` loads, and a margin and a standby that keep the SLOs.
+    """Find the policy of a fleet: the optimum at `levels` loads, a margin and a standby that keep the SLOs.
+
+    Classes that may wait are paced over the demand's periods (:mod:`qplan.solvers.routing.pacing`).
 
     Parameters
     ----------
@@ -57,7 +60,7 @@ def solve_policy(
     policy = _policy(model, optima(model, loads, backend), deadlines_s or {}, "Poisson" if seen is None else "as seen")
     came = model.lengths.draw(1.0, TRIED_REQUESTS, seed) if seen is None else seen.part(0, TRIED_REQUESTS)
     trial = Trial.of(model, came)
-    return with_standby(trial, with_margin(trial, policy))
+    return paced(trial, with_standby(trial, with_margin(trial, policy)), backend)
 
 
 def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str, float], arrivals: str) -> Policy:
@@ -98,8 +101,6 @@ def _policy(model: FleetModel, found: tuple[Optimum, ...], deadlines_s: dict[str
         ),
         groups=tuple(_group(model, group, classes) for group in model.groups),
         levels=tuple(_level(model, one) for one in found),
-        hours=model.demand.hours if any(model.demand.carbon) else (),
-        carbon=model.demand.carbon if any(model.demand.carbon) else (),
         provenance=("simulated and modelled", *model.provenance),
         assumptions=assumptions,
         warnings=model.warnings,

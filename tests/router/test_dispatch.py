@@ -12,6 +12,7 @@ import pytest
 
 from qplan.core.policy import PolicyClass
 from qplan.router.asking import CHAT, Ask, AskError
+from qplan.router.clock import since_midnight_s
 from qplan.router.dispatch import Dispatcher
 from qplan.router.metrics import Metrics
 from qplan.router.replicas import Flight
@@ -39,19 +40,18 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(work())  # type: ignore[arg-type]
 
 
-def test_a_class_that_may_wait_is_held_until_the_grid_is_cleaner_by_the_clock_of_the_day() -> None:
+def test_a_class_that_may_wait_is_held_as_the_policy_says_by_the_clock_of_the_day() -> None:
     async def work() -> None:
-        policy, cleaner_s = make_policy(), int(time.time()) + 2
-        now = time.localtime(cleaner_s)
-        dirty_h = (3600 * now.tm_hour + 60 * now.tm_min + now.tm_sec) / 3600
-        patient = PolicyClass("chat", policy.classes[0].slos, deadline_s=8.0)
-        greener = replace(policy, classes=(patient,), hours=(dirty_h, 24.0), carbon=(500.0, 100.0))
+        policy, then_s = make_policy(), since_midnight_s()
+        # What comes in the next minute waits for 1 s, and everything else not at all.
+        waits = ((0.0, 0.0), (then_s, 0.0), (then_s, 1.0), (then_s + 60, 1.0), (then_s + 60, 0.0), (2 * 86400.0, 0.0))
+        patient = PolicyClass("chat", policy.classes[0].slos, deadline_s=8.0, waits=waits)
+        greener = replace(policy, classes=(patient,), horizon_s=2 * 86400.0)
         one = Dispatcher(greener, Settings(addresses(1, 9)), Metrics())
         one.replicas[0].state.in_flight = 4  # it runs anyway
         began_s = time.monotonic()
         one.ended(await one.pick(asked(), "chat", began_s))
-        assert time.time() > cleaner_s - 0.1
-        assert time.monotonic() - began_s < 7
+        assert time.monotonic() - began_s > 0.9
 
     run(work)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -138,3 +139,14 @@ def test_the_files_for_its_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec((tmp_path / "out/qplan_routing.py").read_text(), space)
     assert isinstance(space["routing"], CustomLogger)
     assert isinstance(space["routing"], PolicyRouting)
+
+
+def test_a_class_that_may_wait_waits_as_the_policy_says() -> None:
+    policy = make_policy()
+    waits = ((0.0, 0.05), (2 * 86400.0, 0.05))
+    patient = replace(policy.classes[0], deadline_s=0.2, waits=waits)
+    routing = PolicyRouting(replace(policy, classes=(patient,), horizon_s=2 * 86400.0))
+    began = time.monotonic()
+    found, _ = filtered(routing, deployments("a"), max_tokens=5)
+    assert len(found) == 1
+    assert time.monotonic() - began > 0.049

@@ -36,7 +36,7 @@ def test_no_policy_takes_less(rate: float, modelled: Modelled) -> None:
         assert one.mean_tpot_s <= 0.08  # for which the bound holds
     least = found.named("least-outstanding").energy_j
     assert found.named(ENERGY).energy_j < least
-    assert found.named(SLEEPING).energy_j <= found.named(ENERGY).energy_j
+    assert found.named(SLEEPING).energy_j <= found.named(ENERGY).energy_j * (1 + 1e-9)
     closed = found.closed(ENERGY)
     assert closed is not None
     assert 0 < closed < 1

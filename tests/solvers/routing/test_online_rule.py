@@ -169,7 +169,7 @@ def test_asking_again_is_no_arrival(policy: Policy) -> None:
         rule.choose(Request("chat", 300), fresh(policy), n / 20)
     before = rule.load_qps(10.0)
     for _ in range(200):
-        rule.choose(Request("chat", 300, counted=True), fresh(policy), 10.0)
+        rule.choose(Request("chat", 300, asked_s=9.0), fresh(policy), 10.0)
     assert rule.load_qps(10.0) == before > 0
 
 
