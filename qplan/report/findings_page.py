@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qplan.core.errors import InputError
 from qplan.report.findings import NAMES, STEP_HEADER, spread_lines, step_tables, subject_table, verdict_of
 from qplan.report.measured_axes import Drawn, finished, grid, legend, scale, shades, slug, style
-from qplan.report.measured_page import CSS, figure_block, list_block, table_block
+from qplan.report.measured_page import figure_block, list_block, page, table_block
 from qplan.report.measured_summary import Spread
 
 if TYPE_CHECKING:
@@ -107,19 +107,15 @@ def _spread(effect: Effect) -> Spread:
 
 
 def _page(name: str, loads: MeasuredLoads, found: Sequence[Finding], drawn: dict[str, Drawn]) -> str:
-    title = f"Findings: {name}"
     body = "".join(_section(one, drawn.get(one.key)) for one in found)
     steps = "".join(
         f"<h3>{escape(system)}</h3>\n{table_block(STEP_HEADER, rows)}" for system, rows in step_tables(loads)
     )
     energy = list_block(loads.energy_notes) if loads.energy_notes else ""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+    return page(
+        f"Findings: {name}",
         f"<h2>What these verdicts are not</h2>\n{list_block(NOT)}{body}"
-        f"<h2>Step times and power by quantization</h2>\n{steps or '<p>No load was measured.</p>'}{energy}"
-        "</body>\n</html>\n"
+        f"<h2>Step times and power by quantization</h2>\n{steps or '<p>No load was measured.</p>'}{energy}",
     )
 
 

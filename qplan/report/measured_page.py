@@ -26,7 +26,7 @@ CAVEATS = (
 _MOST_FACTS = 20  # of one kind; each start of an engine has a command of its own
 _CSS_PIXELS_PER_INCH = 96
 
-CSS = """
+_CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 1180px; margin: 2em auto; padding: 0 1.2em; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2.2em; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1em; margin-bottom: .3em; }
@@ -52,13 +52,22 @@ def render_page(measured: Measured, drawn: Iterable[Drawn], title: str) -> str:
         ("Failures", _failures(measured)),
         ("Where the numbers come from", _provenance(measured)),
     )
-    body = "".join(f"<h2>{escape(name)}</h2>\n{content}\n" for name, content in sections if content)
+    return page(title, f"<p>{_counts(measured)}</p>\n{section_blocks(sections)}")
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole page of a title, escaped, and what is below it."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f"<p>{_counts(measured)}</p>\n{body}</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"{body}</body>\n</html>\n"
     )
+
+
+def section_blocks(sections: Iterable[tuple[str, str]]) -> str:
+    """Return sections with their headings, escaped; those without content are left out."""
+    return "".join(f"<h2>{escape(name)}</h2>\n{content}\n" for name, content in sections if content)
 
 
 def bracketed(spread: Spread | None) -> str:

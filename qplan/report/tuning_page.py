@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from qplan.report.figure_files import write_picture
-from qplan.report.measured_page import CSS, figure_block, list_block, table_block
+from qplan.report.measured_page import figure_block, list_block, page, section_blocks, table_block
 from qplan.report.tuning import facts_of, front_table, value_of
 from qplan.report.tuning_plots import draw_study
 
@@ -38,7 +37,6 @@ def write_study(path: Path, summary: Summary) -> None:
 
 def render_study(summary: Summary, drawn: Drawn) -> str:
     """Return the page; every name from the study is escaped."""
-    title = f"Study {summary.study}"
     sections = (
         ("The front", table_block(*front_table(summary)) or "<p>Nothing keeps every limit yet.</p>"),
         ("Figure", figure_block(drawn)),
@@ -48,13 +46,7 @@ def render_study(summary: Summary, drawn: Drawn) -> str:
         ("Left out before", table_block(("combination", "reason"), summary.refused)),
         ("What these numbers are not", list_block(CAVEATS)),
     )
-    body = "".join(f"<h2>{escape(name)}</h2>\n{content}\n" for name, content in sections if content)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f"{body}</body>\n</html>\n"
-    )
+    return page(f"Study {summary.study}", section_blocks(sections))
 
 
 def _tried(summary: Summary) -> str:

@@ -64,7 +64,7 @@ def paced(seen: Trial, policy: Policy, backend: SolverBackend) -> Policy:
         return policy
     edges_s = np.append(0.0, np.cumsum(demand.hours)) * 3600.0
     length_s = np.diff(edges_s)
-    each = _work(policy)
+    each = class_work(policy)
     came = np.array([_rates(demand, one.name) for one in waiting]) * length_s  # (W, H)
     rest_qps = sum(
         (each.get(one.name, 0.0) * _rates(demand, one.name) for one in policy.classes if one not in waiting),
@@ -91,7 +91,7 @@ def _rates(demand: Demand, name: str) -> Floats:
     return np.array(next(one.rate_qps for one in demand.classes if one.name == name))
 
 
-def _work(policy: Policy) -> dict[str, float]:
+def class_work(policy: Policy) -> dict[str, float]:
     """Return what a request of each class counts in the load."""
     each, of_class = work(policy), policy.class_weight
     return {

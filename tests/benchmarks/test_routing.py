@@ -9,7 +9,6 @@ on step times composed from kernels and a fitted power model: differences betwee
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,29 +25,12 @@ from qplan.solvers.routing.fleet import FleetModel, model_fleet
 from qplan.solvers.routing.online import GAIN
 from qplan.solvers.routing.replaying import ENERGY, SLEEPING, Outcome, replay
 from qplan.solvers.routing.solving import misled, solve_policy
+from tests.benchmarks.routing_fleets import FLEETS, show
 
 DATA = Path(__file__).parents[2] / "../shared/data/azure-llm-2023"
 TRACES = {"chat": "AzureLLMInferenceTrace_conv.csv", "code": "AzureLLMInferenceTrace_code.csv"}
 KNOWN = 0.2
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.9)
-
-FLEETS = {
-    "70B, 22 GPUs": (
-        "llama-3.1-70b",
-        "p90:ttft=2s, p90:tpot=100ms",
-        (("BF16", "a100", 4, 2), ("BF16", "h100", 4, 1), ("W8A8KV8-FP", "h100", 2, 3), ("W4A16", "a100", 2, 2)),
-    ),
-    "34B, 12 GPUs": (
-        "codellama-34b",
-        "p90:ttft=2s, p90:tpot=100ms",
-        (("BF16", "h100", 2, 2), ("W8A8KV8-FP", "h100", 1, 3), ("W4A16", "a100", 1, 5)),
-    ),
-    "8B, 8 GPUs": (
-        "llama-3.1-8b",
-        "p90:ttft=1s, p90:tpot=50ms",
-        (("BF16", "a100", 1, 3), ("W8A8KV8-FP", "h100", 1, 3), ("W4A16", "a100", 1, 2)),
-    ),
-}
 
 pytestmark = [
     pytest.mark.model_figures,
@@ -113,10 +95,6 @@ def zeros(case: Case) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     fleet, task = request.param
     return made(fleet, task, tmp_path_factory.mktemp("case"))
-
-
-def show(text: str) -> None:
-    sys.stdout.write(text + "\n")
 
 
 def said(one: Outcome) -> str:

@@ -12,7 +12,6 @@ first fleet's days in sight. How fast replicas wake, and how long they stay awak
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -28,11 +27,11 @@ from qplan.models.steptimes import Floats, Ints
 from qplan.profiles.demands import read_demand
 from qplan.solvers.backends import open_backend
 from qplan.solvers.routing.fleet import FleetModel, model_fleet
-from qplan.solvers.routing.online import work
-from qplan.solvers.routing.pacing import paced, power_lines
+from qplan.solvers.routing.pacing import class_work, paced, power_lines
 from qplan.solvers.routing.replaying import ENERGY, SLEEPING, Outcome, replay
 from qplan.solvers.routing.solving import solve_policy
 from qplan.solvers.routing.trying import Trial
+from tests.benchmarks.routing_fleets import FLEETS, show
 
 pytestmark = pytest.mark.model_figures
 
@@ -45,19 +44,6 @@ WIND = (
     *(300, 300, 310, 330, 350, 380, 400, 400, 400, 330, 260, 200),
 )
 """Made up: one with wind at night."""
-
-FLEETS = {
-    "70B, 22 GPUs": (
-        "llama-3.1-70b",
-        "p90:ttft=2s, p90:tpot=100ms",
-        (("BF16", "a100", 4, 2), ("BF16", "h100", 4, 1), ("W8A8KV8-FP", "h100", 2, 3), ("W4A16", "a100", 2, 2)),
-    ),
-    "34B, 12 GPUs": (
-        "codellama-34b",
-        "p90:ttft=2s, p90:tpot=100ms",
-        (("BF16", "h100", 2, 2), ("W8A8KV8-FP", "h100", 1, 3), ("W4A16", "a100", 1, 5)),
-    ),
-}
 
 DEMAND = """
 classes:
@@ -146,13 +132,8 @@ def due(policy: Policy, deadline_s: float | None) -> Policy:
 
 def loads(policy: Policy, model: FleetModel) -> tuple[Floats, Floats]:
     """Return the loads of chat and of batch by period."""
-    each = work(policy)
-    one = [
-        sum(w * b.weight for w, b in zip(each, policy.buckets, strict=True) if b.request_class == name)
-        / policy.class_weight[name]
-        for name in ("chat", "batch")
-    ]
-    chat, batch = (w * np.array(c.rate_qps) for w, c in zip(one, model.demand.classes, strict=True))
+    each = class_work(policy)
+    chat, batch = (each[one.name] * np.array(one.rate_qps) for one in model.demand.classes)
     return chat, batch
 
 
@@ -171,10 +152,6 @@ def promised_kg(day: Day, policy: Policy) -> tuple[float, float]:
     )
     carbon = np.array(day.model.demand.carbon) * DAY_S / periods / 3.6e9
     return float(first @ carbon), float(then @ carbon)
-
-
-def show(text: str) -> None:
-    sys.stdout.write(text + "\n")
 
 
 CASES = {
